@@ -100,7 +100,9 @@ def build() -> BuildInfo:
     arch = architectures() if with_cuda else ""
     sources = [s for s in sorted(CSRC.rglob("*.cpp")) if with_cuda or "cuda" not in s.parts]
     sources += sorted(CSRC.rglob("*.cu")) if with_cuda else []
-    cflags = ["-O3", "-std=c++20", *_native_flags(), *(["-DWITH_CUDA"] if with_cuda else [])]
+    openmp = _openmp_flags(compiler)
+    cflags = ["-O3", "-std=c++20", *_native_flags(), *openmp]
+    cflags += ["-DWITH_CUDA"] if with_cuda else []
     nvcc_flags = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr"]
     directory = _cache_root() / f"{NAME}-{_digest(arch, cflags, nvcc_flags, compiler)}"
     library = directory / f"{NAME}.so"
@@ -112,13 +114,18 @@ def build() -> BuildInfo:
             if not finished.exists():
                 # We hold the lock, so a baton of torch's is a killed build's, and would hang us.
                 (directory / "lock").unlink(missing_ok=True)
-                _compile(sources, directory, cflags, nvcc_flags, arch)
+                _compile(sources, directory, cflags, openmp, nvcc_flags, arch)
                 finished.touch()
     return BuildInfo(_import(library), with_cuda, arch, directory, missing)
 
 
 def _compile(
-    sources: list[Path], directory: Path, cflags: list[str], nvcc_flags: list[str], arch: str
+    sources: list[Path],
+    directory: Path,
+    cflags: list[str],
+    ldflags: list[str],
+    nvcc_flags: list[str],
+    arch: str,
 ) -> None:
     from torch.utils import cpp_extension
 
@@ -129,6 +136,7 @@ def _compile(
             sources=[str(s) for s in sources],
             build_directory=str(directory),
             extra_cflags=cflags,
+            extra_ldflags=ldflags,
             extra_cuda_cflags=nvcc_flags,
             extra_include_paths=[str(CSRC)],
             with_cuda=bool(arch),
@@ -149,6 +157,16 @@ def _import(library: Path) -> ModuleType:
 def _native_flags() -> list[str]:
     # The library is compiled where it runs, so it may use all of this CPU's vector instructions.
     return ["-mcpu=native"] if platform.machine() in ("arm64", "aarch64") else ["-march=native"]
+
+
+def _openmp_flags(compiler: str) -> list[str]:
+    """Return what makes at::parallel_for parallel: without OpenMP its header runs one thread.
+
+    Apple's compiler has no OpenMP: there the kernels run on one core.
+    """
+    probe = [compiler, "-fopenmp", "-E", "-x", "c++", "-"]
+    found = subprocess.run(probe, input="#include <omp.h>", capture_output=True, text=True)
+    return ["-fopenmp"] if found.returncode == 0 else []
 
 
 def _cache_root() -> Path:
