@@ -1,0 +1,77 @@
+"""The options that all training scripts share, read once into a frozen dataclass."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_playground.model import MODELS
+
+__all__ = ["Settings", "parse_settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training run; sizes are of the whole run, not of a rank."""
+
+    model: str
+    steps: int
+    batch_size: int  # rows of the global batch
+    sequence_length: int  # tokens a row
+    dtype: str  # what the matrices compute in; weights and optimizer state stay float32
+    learning_rate: float
+    seed: int
+    device: str
+    timeout_s: float
+    log_every: int
+    json: Path | None
+    save: Path | None
+
+
+def _number(kind: type[int] | type[float], least: int, most: float) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not least <= value <= most:  # written so that NaN is refused too
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most:g}")
+        return value
+
+    convert.__name__ = "whole number" if kind is int else "number"  # for argparse's message
+    return convert
+
+
+def parse_settings(description: str, arguments: Sequence[str] | None = None) -> Settings:
+    """Read the command line; a wrong value ends the process with argparse's one-line error."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    count = _number(int, 1, 2**31)
+    add("--model", choices=MODELS, default="tiny", help="size of the GPT")
+    add("--steps", type=count, default=50, help="optimizer steps")
+    add("--batch-size", type=count, default=16, help="rows of the global batch")
+    add("--sequence-length", type=count, default=128, help="tokens a row")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="what the matrices compute in (weights and optimizer stay float32)",
+    )
+    add("--learning-rate", type=_number(float, 0, 10), default=1e-3, help="of AdamW, constant")
+    add("--seed", type=_number(int, 0, 2**63 - 1), default=0, help="of the weights and the batches")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: a GPU a rank over NCCL where there are GPUs, else CPU over gloo",
+    )
+    add(
+        "--timeout",
+        dest="timeout_s",
+        type=_number(float, 1, 86400),
+        default=120.0,
+        help="seconds a rank waits for the others before it gives up",
+    )
+    add("--log-every", type=count, default=10, help="steps between two lines")
+    add("--json", type=Path, metavar="FILE", help="rank 0 writes losses and metrics here")
+    add("--save", type=Path, metavar="FILE", help="rank 0 writes the whole model's weights here")
+    return Settings(**vars(parser.parse_args(arguments)))
