@@ -1,0 +1,99 @@
+"""The sampler: one token for each row of logits.
+
+Each request draws one uniform number from its own generator for each token and looks it up in
+the cumulative distribution of its row. So its draws depend on its seed and on how many tokens it
+has, never on its neighbours or on the device, and the work on the logits is one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mini_llm_server.engine.request import Request
+
+# Rows with top_p look at this many most likely tokens first; a row whose mass lies wider is
+# sorted in full. A sort of the whole vocabulary for every row would cost more than the model's
+# output projection.
+_TOP_P_CANDIDATES = 256
+
+
+def sample(logits_SV: Tensor, requests: Sequence[Request]) -> list[int | None]:
+    """Return a token for each row of logits [S, V], in the order of `requests`.
+
+    A row without a usable maximum (NaN, +inf, or all -inf) gives None: that request's numbers
+    broke, which says nothing about its neighbours.
+    """
+    best = logits_SV.max(dim=-1)  # a NaN anywhere in a row is its maximum, so one pass sees it
+    tokens: list[int | None] = list(best.indices.tolist())
+    usable = torch.isfinite(best.values).tolist()
+    drawn = [i for i, r in enumerate(requests) if usable[i] and r.params.temperature > 0]
+    for i, ok in enumerate(usable):
+        if not ok:
+            tokens[i] = None
+    wide = [i for i in drawn if not _is_filtered(requests[i])]
+    filtered = [i for i in drawn if _is_filtered(requests[i])]
+    for rows, choose in ((wide, _draw_wide), (filtered, _draw_filtered)):
+        if rows:
+            chosen = choose(logits_SV[rows], best.values[rows], [requests[i] for i in rows])
+            for i, token in zip(rows, chosen, strict=True):
+                tokens[i] = token
+    return tokens
+
+
+def _is_filtered(request: Request) -> bool:
+    return request.params.top_k > 0 or request.params.top_p < 1
+
+
+def _weights(logits: Tensor, maximum: Tensor, requests: Sequence[Request]) -> Tensor:
+    """Return exp((logit - max) / temperature) in float64; the largest of a row is exactly 1.
+
+    The maximum goes first, so that a tiny temperature gives zeros instead of inf - inf. Float64
+    keeps a cumulative sum over 10^5 tokens from losing the unlikely ones.
+    """
+    temperature = _column([r.params.temperature for r in requests], logits)
+    return ((logits.double() - maximum.double()[:, None]) / temperature).exp()
+
+
+def _draw_wide(logits: Tensor, maximum: Tensor, requests: Sequence[Request]) -> list[int]:
+    cumulative = _weights(logits, maximum, requests).cumsum(-1)
+    return _pick(cumulative, cumulative[:, -1:], requests)[:, 0].tolist()
+
+
+def _draw_filtered(logits: Tensor, maximum: Tensor, requests: Sequence[Request]) -> list[int]:
+    """Draw from the top_k most likely tokens, then from the top_p of those."""
+    V = logits.shape[-1]
+    weights = _weights(logits, maximum, requests)
+    top_k = torch.tensor([r.params.top_k or V for r in requests], device=logits.device)
+    top_p = _column([r.params.top_p for r in requests], logits)
+
+    count = min(V, max([_TOP_P_CANDIDATES, *(r.params.top_k for r in requests)]))
+    while True:
+        sorted_weights, order = weights.topk(count, dim=-1)
+        rank = torch.arange(count, device=logits.device)
+        kept = torch.where(rank < top_k[:, None], sorted_weights, 0.0)
+        cumulative = kept.cumsum(-1)
+        # The mass that top_p is a share of: what top_k left, or the whole row.
+        total = torch.where((top_k < V)[:, None], cumulative[:, -1:], weights.sum(-1, keepdim=True))
+        if count == V or bool(((cumulative[:, -1:] >= top_p * total) | (top_k < V)[:, None]).all()):
+            break
+        count = V
+    before = cumulative - kept
+    nucleus = torch.where(before < top_p * total, kept, 0.0).cumsum(-1)
+    chosen = _pick(nucleus, nucleus[:, -1:], requests)
+    return order.gather(-1, chosen)[:, 0].tolist()
+
+
+def _pick(cumulative: Tensor, total: Tensor, requests: Sequence[Request]) -> Tensor:
+    """Return [S, 1] columns whose share of the cumulative weights each request's number hits.
+
+    Numbers below 1 - 2^-32 and `right=True` never reach a column of weight zero.
+    """
+    uniform = _column([r.rng.getrandbits(32) / 2**32 for r in requests], cumulative)
+    return torch.searchsorted(cumulative, uniform * total, right=True)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=like.device)[:, None]

@@ -1,0 +1,153 @@
+"""A Llama-shaped decoder over a flat batch of tokens: the layers know nothing of sequences.
+
+All tokens of a step, of whatever requests, stand in one [N, hidden] matrix, so that every weight
+is read once for all of them; that is what makes batching pay. Only attention knows which token
+belongs to whom, and it is handed in for each step.
+
+Shapes: N tokens, E hidden size, H query heads, K KV heads, D head size, F feed-forward size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mini_llm_server.model.attention.base import LayerAttention
+from mini_llm_server.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block's weights; projections that read the same input are one matrix."""
+
+    attention_norm_E: Tensor
+    qkv: Tensor  # [(H + 2 K) * D, E]
+    output: Tensor  # [E, H * D]
+    mlp_norm_E: Tensor
+    gate_up: Tensor  # [2 F, E]
+    down: Tensor  # [E, F]
+
+
+class Llama:
+    """The model's weights and its forward pass.
+
+    Args:
+        config: its shape.
+        weights: tensors under Hugging Face's names ("model.layers.0.self_attn.q_proj.weight").
+        dtype: what they are converted to and computed in.
+        device: where they go.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape than the config says.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        E, F_, D = config.hidden_size, config.intermediate_size, config.head_dim
+
+        def take(name: str, *shape: int) -> Tensor:
+            if name not in weights:
+                raise ValueError(f"the weights hold no {name}: is this a Llama-shaped model?")
+            if weights[name].shape != shape:
+                got = list(weights[name].shape)
+                raise ValueError(f"{name} has shape {got}, the config says {list(shape)}")
+            return weights[name].to(device, dtype)
+
+        def layer(i: int) -> Layer:
+            at = f"model.layers.{i}."
+            H, K = config.num_heads * D, config.num_kv_heads * D
+            q = take(at + "self_attn.q_proj.weight", H, E)
+            k = take(at + "self_attn.k_proj.weight", K, E)
+            v = take(at + "self_attn.v_proj.weight", K, E)
+            gate = take(at + "mlp.gate_proj.weight", F_, E)
+            up = take(at + "mlp.up_proj.weight", F_, E)
+            return Layer(
+                take(at + "input_layernorm.weight", E),
+                torch.cat([q, k, v]),
+                take(at + "self_attn.o_proj.weight", E, H),
+                take(at + "post_attention_layernorm.weight", E),
+                torch.cat([gate, up]),
+                take(at + "mlp.down_proj.weight", E, F_),
+            )
+
+        self.embedding = take("model.embed_tokens.weight", config.vocab_size, E)
+        self.layers = [layer(i) for i in range(config.num_layers)]
+        self.norm_E = take("model.norm.weight", E)
+        self.head = self.embedding
+        if not config.tie_word_embeddings:
+            self.head = take("lm_head.weight", config.vocab_size, E)
+        self._cos_PD, self._sin_PD = _rotary_table(config, dtype, device)
+
+    def forward(
+        self, token_ids_N: Tensor, positions_N: Tensor, rows_S: Tensor, attend: LayerAttention
+    ) -> Tensor:
+        """Return the logits [S, vocab] of the tokens at `rows_S`.
+
+        Args:
+            token_ids_N: the step's tokens, int64.
+            positions_N: each one's position in its own sequence, int64.
+            rows_S: which of the N tokens' logits are wanted: the output projection is the
+                largest matrix, and a prompt needs it for its last token only.
+            attend: the step's attention, from a backend's plan.
+        """
+        config = self.config
+        H, K, D = config.num_heads, config.num_kv_heads, config.head_dim
+        cos_N1D = self._cos_PD[positions_N][:, None]
+        sin_N1D = self._sin_PD[positions_N][:, None]
+        x = self.embedding[token_ids_N]
+        for i, layer in enumerate(self.layers):
+            qkv = F.linear(_rms_norm(x, layer.attention_norm_E, config.rms_norm_eps), layer.qkv)
+            qkv = qkv.view(-1, H + 2 * K, D)
+            qk = _rotate(qkv[:, : H + K], cos_N1D, sin_N1D)
+            mixed = attend(i, qk[:, :H], qk[:, H:], qkv[:, H + K :])
+            x = x + F.linear(mixed, layer.output)
+            gate_up = F.linear(_rms_norm(x, layer.mlp_norm_E, config.rms_norm_eps), layer.gate_up)
+            gate, up = gate_up.chunk(2, dim=-1)
+            x = x + F.linear(F.silu(gate) * up, layer.down)
+        return F.linear(_rms_norm(x[rows_S], self.norm_E, config.rms_norm_eps), self.head)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm; in at least float32, where the mean of squares has to be exact."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (wide * scale).to(x.dtype) * weight
+
+
+def _rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
+    """Rotary positions (RoPE, Su et al. 2021) on the pairs (d, d + D / 2), as Llama's files have.
+
+    `sin` carries the sign: its first half is negative.
+    """
+    swapped = x_NHD.roll(x_NHD.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x_NHD * cos_N1D, swapped, sin_N1D)
+
+
+def _rotary_table(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [max_position, D], sin with the sign of the rotation in it.
+
+    The angles are float32 even for a float64 model: they are part of what the model was trained
+    with, and float32 ones are what its published logits come from.
+    """
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    frequency = 1.0 / config.rope_theta**half
+    angle = torch.arange(config.max_position).float()[:, None] * frequency
+    cos, sin = angle.cos(), angle.sin()
+    return (
+        torch.cat([cos, cos], -1).to(device, dtype),
+        torch.cat([-sin, sin], -1).to(device, dtype),
+    )
