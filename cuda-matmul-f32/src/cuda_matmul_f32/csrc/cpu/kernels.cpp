@@ -1,0 +1,18 @@
+#include "cpu/kernels.h"
+
+#include "cpu/01_naive.h"
+#include "cpu/02_reordered.h"
+#include "cpu/03_cache_tiled.h"
+#include "cpu/04_register_blocked.h"
+#include "cpu/05_threaded.h"
+
+const std::vector<CpuRung>& cpu_rungs() {
+  static const std::vector<CpuRung> rungs = {
+      {1, "naive", "one dot product per output, down B's columns", naive},
+      {2, "reordered", "loops i, k, j: along rows, vectorised", reordered},
+      {3, "cache_tiled", "a tile of B stays in cache for all rows of A", cache_tiled},
+      {4, "register_blocked", "packed panels, a tile of C stays in registers", register_blocked},
+      {5, "threaded", "the same on all cores", threaded},
+  };
+  return rungs;
+}

@@ -1,0 +1,43 @@
+// What the CPU's and the GPU's implementation of the op share: checks, and tensors to a Problem.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <string>
+#include <vector>
+
+#include "problem.h"
+
+// For whoever calls torch.ops.cuda_matmul_f32.matmul itself; matmul() in Python checks before, with
+// advice on each error.
+inline void check_operands(const at::Tensor& a, const at::Tensor& b) {
+  TORCH_CHECK(a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat,
+              "matmul: a and b must be float32, not ", a.scalar_type(), " and ", b.scalar_type());
+  TORCH_CHECK(a.dim() == 2 && b.dim() == 2, "matmul: a and b must be 2-D, not of shape ", a.sizes(),
+              " and ", b.sizes());
+  TORCH_CHECK(a.size(1) == b.size(0), "matmul: the columns of a, shape ", a.sizes(),
+              ", must be as many as the rows of b, shape ", b.sizes());
+  TORCH_CHECK(a.device() == b.device(), "matmul: a is on ", a.device(), " but b is on ",
+              b.device());
+}
+
+inline Matrix as_matrix(const at::Tensor& t) {
+  return {t.const_data_ptr<float>(), t.stride(0), t.stride(1)};
+}
+
+inline Problem make_problem(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {
+  return {a.size(0), b.size(1), a.size(1), as_matrix(a), as_matrix(b), c.mutable_data_ptr<float>()};
+}
+
+// The rung called `name`; "auto" is the top one.
+template <typename AnyRung>
+const AnyRung& find_rung(const std::vector<AnyRung>& rungs, const std::string& name) {
+  if (name == "auto") return rungs.back();
+  std::string names = "auto";
+  for (const AnyRung& rung : rungs) {
+    if (name == rung.name) return rung;
+    names += std::string(", ") + rung.name;
+  }
+  TORCH_CHECK(false, "matmul: no kernel is called \"", name, "\" here; there are ", names);
+}
