@@ -5,6 +5,7 @@ python -c "from mini_llm_server import LLM; print(LLM().generate(['Once upon a t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,29 +53,31 @@ class LLM:
         Raises:
             RequestTooLarge, ValueError: see `Engine.check`; nothing is generated then.
         """
-        each = (
-            params if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
-        )
-        if len(each) != len(prompts):
-            raise ValueError(
-                f"{len(prompts)} prompts came with {len(each)} parameters: one for each"
-            )
-        tokenizer = self.engine.loaded.tokenizer
-        ids = [tokenizer.encode(prompt) for prompt in prompts]
-        for prompt_ids, param in zip(ids, each, strict=True):
+        if not isinstance(params, Sequence):
+            params = [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts came with {len(params)} params: one for each")
+        ids = [self.engine.loaded.tokenizer.encode(prompt) for prompt in prompts]
+        for prompt_ids, param in zip(ids, params, strict=True):
             self.engine.check(prompt_ids, param)
+        try:
+            return self._run(prompts, ids, params)
+        finally:  # an interrupt leaves nothing behind for the next call
+            for i in range(len(prompts)):
+                self.engine.abort(str(i))
 
+    def _run(
+        self, prompts: Sequence[str], ids: list[list[int]], params: Sequence[SamplingParams]
+    ) -> list[Completion]:
         texts = [""] * len(prompts)
         tokens: list[list[int]] = [[] for _ in prompts]
         done: dict[int, Completion] = {}
-        queued = 0
+        to_add = deque(range(len(prompts)))
+        max_waiting = self.engine.config.max_waiting
         while len(done) < len(prompts):
-            while (
-                queued < len(prompts)
-                and self.engine.stats().waiting < self.engine.config.max_waiting
-            ):
-                self.engine.add(str(queued), ids[queued], each[queued])
-                queued += 1
+            while to_add and self.engine.stats().waiting < max_waiting:
+                i = to_add.popleft()
+                self.engine.add(str(i), ids[i], params[i])
             for output in self.engine.step():
                 i = int(output.request_id)
                 texts[i] += output.text

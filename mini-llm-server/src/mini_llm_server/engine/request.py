@@ -16,15 +16,15 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-class RequestTooLarge(ValueError):
+class RequestTooLarge(ValueError):  # noqa: N818 (named like queue.Full: what is the case)
     """The request can never fit: longer than the model's context or than the whole KV pool."""
 
 
-class QueueFull(RuntimeError):
+class QueueFull(RuntimeError):  # noqa: N818
     """As many requests wait as the engine is configured to hold: try again later."""
 
 
-class EngineDead(RuntimeError):
+class EngineDead(RuntimeError):  # noqa: N818
     """The engine's thread has ended, so no request will be answered any more."""
 
 

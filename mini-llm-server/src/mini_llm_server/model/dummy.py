@@ -25,17 +25,19 @@ def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator) * columns**-0.5
+        return torch.empty(rows, columns).normal_(0, columns**-0.5, generator=generator)
 
     def norm() -> Tensor:
         return 1 + 0.1 * torch.randn(config.hidden_size, generator=generator)
 
     E, F = config.hidden_size, config.intermediate_size
     H, K = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    # Embeddings of size 1, not 1/sqrt(E): logits then differ by several units, so the greedy
-    # choice does not hang on rounding.
-    embedding = torch.randn(config.vocab_size, E, generator=generator)
-    weights = {"model.embed_tokens.weight": embedding, "model.norm.weight": norm()}
+    # Small embeddings, so that what the layers add outweighs them: with large ones the tied head
+    # finds the input token again, and a test would not see whether attention is right.
+    weights = {
+        "model.embed_tokens.weight": matrix(config.vocab_size, E),
+        "model.norm.weight": norm(),
+    }
     for i in range(config.num_layers):
         at = f"model.layers.{i}."
         weights |= {

@@ -24,10 +24,10 @@ from mini_llm_server.model.config import ModelConfig
 class Layer:
     """One block's weights; projections that read the same input are one matrix."""
 
-    attention_norm_E: Tensor
+    attention_norm: Tensor  # [E]
     qkv: Tensor  # [(H + 2 K) * D, E]
     output: Tensor  # [E, H * D]
-    mlp_norm_E: Tensor
+    mlp_norm: Tensor  # [E]
     gate_up: Tensor  # [2 F, E]
     down: Tensor  # [E, F]
 
@@ -108,12 +108,12 @@ class Llama:
         sin_N1D = self._sin_PD[positions_N][:, None]
         x = self.embedding[token_ids_N]
         for i, layer in enumerate(self.layers):
-            qkv = F.linear(_rms_norm(x, layer.attention_norm_E, config.rms_norm_eps), layer.qkv)
+            qkv = F.linear(_rms_norm(x, layer.attention_norm, config.rms_norm_eps), layer.qkv)
             qkv = qkv.view(-1, H + 2 * K, D)
             qk = _rotate(qkv[:, : H + K], cos_N1D, sin_N1D)
             mixed = attend(i, qk[:, :H], qk[:, H:], qkv[:, H + K :])
             x = x + F.linear(mixed, layer.output)
-            gate_up = F.linear(_rms_norm(x, layer.mlp_norm_E, config.rms_norm_eps), layer.gate_up)
+            gate_up = F.linear(_rms_norm(x, layer.mlp_norm, config.rms_norm_eps), layer.gate_up)
             gate, up = gate_up.chunk(2, dim=-1)
             x = x + F.linear(F.silu(gate) * up, layer.down)
         return F.linear(_rms_norm(x[rows_S], self.norm_E, config.rms_norm_eps), self.head)

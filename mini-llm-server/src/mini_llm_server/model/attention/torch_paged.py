@@ -29,8 +29,8 @@ class _Group:
     first: int
     B: int
     T: int
-    slots_BL: Tensor  # cache slots of each sequence's context, padded
-    mask: Tensor | None  # [B or 1, 1, T * G, L], True where a query sees a slot
+    slots: Tensor  # [B, L] cache slots of each sequence's context, padded
+    mask: Tensor | None  # [B or 1, 1, T * G, L], 0 where a query sees a slot, else -inf
 
 
 class TorchPagedAttention:
@@ -67,7 +67,7 @@ class TorchPagedAttention:
             groups.append(self._group(row, batch))
             row += groups[-1].B * groups[-1].T
         # Padding repeats a sequence's last slot, so the last T columns are what the step writes.
-        written = torch.cat([group.slots_BL[:, -group.T :].reshape(-1) for group in groups])
+        written = torch.cat([group.slots[:, -group.T :].reshape(-1) for group in groups])
 
         def attend(layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
             k_SKD, v_SKD = self.kv[layer]
@@ -110,8 +110,8 @@ class TorchPagedAttention:
         K, G = self.config.num_kv_heads, self.config.num_groups
         q = q_NHD[group.first : group.first + B * T].view(B, T, K, G, D)
         q = q.transpose(1, 2).reshape(B, K, T * G, D)
-        k = k_SKD[group.slots_BL].transpose(1, 2)  # [B, K, L, D]
-        v = v_SKD[group.slots_BL].transpose(1, 2)
+        k = k_SKD[group.slots].transpose(1, 2)  # [B, K, L, D]
+        v = v_SKD[group.slots].transpose(1, 2)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)
         return out.view(B, K, T, G, D).transpose(1, 2).reshape(B * T, K * G * D)
 
