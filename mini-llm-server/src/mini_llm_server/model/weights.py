@@ -1,0 +1,86 @@
+"""Turns a Llama's GGUF file into a config, and weights under Hugging Face's names."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mini_llm_server.model.config import ModelConfig
+from mini_llm_server.model.gguf import GGUFFile
+
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OTHER_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+def read_config(file: GGUFFile) -> ModelConfig:
+    """Return the model's shape.
+
+    Raises:
+        ValueError: the file holds no Llama.
+    """
+    meta = file.metadata
+    architecture = meta.get("general.architecture")
+    if architecture != "llama":
+        raise ValueError(f"{file.path} holds a model of kind {architecture!r}: only llama is read")
+    num_heads = meta["llama.attention.head_count"]
+    return ModelConfig(
+        vocab_size=len(meta["tokenizer.ggml.tokens"]),
+        hidden_size=meta["llama.embedding_length"],
+        intermediate_size=meta["llama.feed_forward_length"],
+        num_layers=meta["llama.block_count"],
+        num_heads=num_heads,
+        num_kv_heads=meta.get("llama.attention.head_count_kv", num_heads),
+        head_dim=meta["llama.embedding_length"] // num_heads,
+        max_position=meta["llama.context_length"],
+        rope_theta=meta.get("llama.rope.freq_base", 10_000.0),
+        rms_norm_eps=meta["llama.attention.layer_norm_rms_epsilon"],
+        tie_word_embeddings="output.weight" not in file.tensor_names(),
+    )
+
+
+def read_weights(file: GGUFFile, config: ModelConfig) -> dict[str, Tensor]:
+    """Return all weights as float32 under Hugging Face's names.
+
+    Raises:
+        ValueError: the file holds a tensor that a Llama does not have.
+    """
+    weights = {}
+    for name in file.tensor_names():
+        tensor = file.tensor(name)
+        _, _, rest = name.partition("blk.")
+        if rest:
+            layer, kind, _ = rest.split(".")
+            if kind in ("attn_q", "attn_k"):
+                heads = config.num_heads if kind == "attn_q" else config.num_kv_heads
+                tensor = _unpermute(tensor, heads)
+            if kind not in _LAYER_NAMES:
+                raise ValueError(f"{file.path} holds {name}, which a Llama does not have")
+            weights[f"model.layers.{layer}.{_LAYER_NAMES[kind]}.weight"] = tensor
+        elif name in _OTHER_NAMES:
+            weights[_OTHER_NAMES[name]] = tensor
+        else:
+            raise ValueError(f"{file.path} holds {name}, which a Llama does not have")
+    return weights
+
+
+def _unpermute(weight: Tensor, heads: int) -> Tensor:
+    """Reorder a head's rows from GGUF's pairs (2 d, 2 d + 1) to the pairs (d, d + D / 2).
+
+    Rotary positions turn pairs of rows; ggml's kernel wants them next to each other.
+    """
+    rows, columns = weight.shape
+    pairs = weight.view(heads, rows // heads // 2, 2, columns)
+    return pairs.transpose(1, 2).reshape(rows, columns)
