@@ -1,0 +1,3 @@
+"""The harness's version, recorded with every result."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,136 @@
+"""Time on a GPU: CUDA events around one call on a cold L2, or a graph replay of many calls."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .timing import InputSets, Pace
+
+SHORT_CALL_S = 20e-6  # below this the launch and the events themselves are what one would time
+GRAPH_S = 200e-6
+MOST_GRAPH_CALLS = 256
+MOST_GRAPH_SETS = 32
+
+
+class Flush:
+    """A buffer of twice the L2: writing it pushes everything else out, and keeps the GPU busy."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.l2 = int(torch.cuda.get_device_properties(device).L2_cache_size) or 64 << 20
+        self.buffer = torch.empty(2 * self.l2, dtype=torch.uint8, device=device)
+        self.seconds = statistics.median(self._time() for _ in range(10))
+
+    def write(self, at_least_s: float = 0.0) -> None:
+        """Enqueue one write, or as many as keep the stream busy for about `at_least_s`."""
+        for _ in range(max(1, math.ceil(at_least_s / self.seconds))):
+            self.buffer.zero_()
+
+    def _time(self) -> float:
+        return max(timed(self.buffer.zero_)[0], 1e-6)
+
+
+def timed(function: Callable[..., Any], *inputs: Any) -> tuple[float, Any]:
+    """Return the seconds between two events around a call, and what it returned."""
+    start, end = (
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(2)
+    )
+    start.record()
+    returned = function(*inputs)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1e-3, returned
+
+
+class EventTimer:
+    """A sample is the time between two events around one call, L2 flushed before.
+
+    While the GPU still writes the flush buffer, the host enqueues the call: the events then stand
+    close around the kernels, without the host's cost of launching them.
+    """
+
+    name = "cuda events"
+
+    def __init__(self, inputs: InputSets, flush: Flush) -> None:
+        self.inputs = inputs
+        self.flush = flush
+
+    def pace(self, function: Callable[..., Any]) -> Pace:
+        """Warm up, and learn how long the host takes to launch a call."""
+        launches = []
+        for turn in range(3):
+            self.inputs.restore()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            function(*self.inputs.sets[turn % len(self.inputs.sets)])
+            launches.append(time.perf_counter() - start)
+        # A call that waits for the GPU itself would ask for an endless lead: 2 ms is plenty.
+        lead = min(2 * statistics.median(launches), 2e-3)
+        pace = Pace(function, 1, 0.0, 0.0, state=lead)
+        seconds = statistics.median(self.sample(pace, turn)[0] for turn in range(3))
+        overhead = max(lead, self.flush.seconds) + 50e-6
+        return replace(pace, seconds=seconds, sample_s=seconds + overhead)
+
+    def sample(self, pace: Pace, turn: int) -> tuple[float, Any]:
+        """Return seconds a call, and what the call returned."""
+        self.inputs.restore()
+        (inputs,) = self.inputs.in_turn(1, turn)
+        self.flush.write(pace.state)
+        return timed(pace.function, *inputs)
+
+    def last_set(self, turn: int) -> int:
+        """Return which input set sample `turn` used."""
+        return turn % len(self.inputs.sets)
+
+
+class GraphTimer:
+    """A sample is the replay of a CUDA graph of many calls, divided by their number.
+
+    The calls take the input sets in turn. These together are larger than the L2 where that takes
+    no more than 32 sets; smaller problems run from the L2, for every implementation alike.
+    """
+
+    name = "cuda graph"
+
+    def __init__(self, inputs: InputSets, flush: Flush) -> None:
+        self.inputs = inputs
+        self.flush = flush
+
+    def pace(self, function: Callable[..., Any]) -> Pace:
+        """Capture the calls; RuntimeError where the function cannot be captured."""
+        sets = len(self.inputs.sets)
+        pace = self._capture(function, sets)
+        rounds = math.ceil(GRAPH_S / (max(pace.seconds, 1e-7) * sets))
+        calls = sets * max(1, min(rounds, MOST_GRAPH_CALLS // sets))
+        return pace if calls == sets else self._capture(function, calls)
+
+    def sample(self, pace: Pace, turn: int) -> tuple[float, Any]:
+        """Return seconds a call, and what the last call returned."""
+        graph, returned = pace.state
+        self.flush.write()
+        return timed(graph.replay)[0] / pace.calls, returned
+
+    def last_set(self, turn: int) -> int:
+        """Return 0: the order of the sets is fixed in the graph."""
+        return 0
+
+    def _capture(self, function: Callable[..., Any], calls: int) -> Pace:
+        graph = torch.cuda.CUDAGraph()
+        # Every output is kept to the end of the capture: freed, it would be the next one's memory,
+        # and the calls would write one small buffer that never leaves the L2.
+        kept = []
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            for inputs in self.inputs.in_turn(calls, 0):
+                kept.append(function(*inputs))
+        pace = Pace(function, calls, 0.0, 0.0, state=(graph, kept[-1]))
+        seconds = statistics.median(self.sample(pace, 0)[0] for _ in range(4))
+        sample_s = seconds * calls + self.flush.seconds + 50e-6
+        return replace(pace, seconds=seconds, sample_s=sample_s)

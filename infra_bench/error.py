@@ -1,0 +1,61 @@
+"""The relative error of an output, computed so that no NaN or Inf slips through."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 24  # elements in float64 at a time: the check must fit beside the measured tensors
+
+
+class RefusalError(Exception):
+    """An implementation's result is wrong: the text is the reason, in one sentence."""
+
+
+def relative_error(output: Tensor, reference: Tensor) -> float:
+    """Return ||output - reference|| / ||reference|| (Frobenius) over the finite reference values.
+
+    Where the reference is NaN or infinite the output has to be the same; where it is finite the
+    output has to be. Raises RefusalError otherwise. An all-zero reference gives 0 or inf.
+    """
+    difference = size = 0.0
+    pieces = zip(
+        torch.split(output.detach().reshape(-1), CHUNK),
+        torch.split(reference.detach().reshape(-1), CHUNK),
+        strict=True,
+    )
+    for got, want in pieces:
+        got, want = got.to(torch.float64), want.to(torch.float64)
+        finite = torch.isfinite(want)
+        _check_non_finite(got, want, finite)
+        zero = torch.zeros_like(want)
+        difference = math.hypot(difference, _norm(torch.where(finite, got - want, zero)))
+        size = math.hypot(size, _norm(torch.where(finite, want, zero)))
+    if size == 0:
+        return 0.0 if difference == 0 else math.inf
+    return difference / size
+
+
+def _check_non_finite(got: Tensor, want: Tensor, finite: Tensor) -> None:
+    same = (got == want) | (torch.isnan(got) & torch.isnan(want))
+    wrong = ~torch.where(finite, torch.isfinite(got), same)
+    count = int(wrong.sum())
+    if not count:
+        return
+    first = int(wrong.nonzero()[0])
+    raise RefusalError(
+        f"{count} of {wrong.numel()} values are not finite as the reference's are: "
+        f"{float(got[first])} where {float(want[first]):.6g} is right"
+    )
+
+
+def _norm(values: Tensor) -> float:
+    """Return the 2-norm; scaled by the largest value, so that squares cannot overflow."""
+    if values.numel() == 0:
+        return 0.0
+    largest = float(values.abs().max())
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    return largest * float(torch.linalg.vector_norm(values / largest))

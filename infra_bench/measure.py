@@ -1,0 +1,297 @@
+"""The course of one measurement: verify, calibrate, take turns, verify again."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .case import Case, Implementation
+from .error import RefusalError
+from .progress import Progress
+from .record import CaseRecord, Measurement, derive
+from .tensors import Inputs, draw, outputs_of, share_memory, size_in_bytes
+from .timing import CpuTimer, InputSets, Pace, Timer
+from .verify import Examiner
+
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
+SLOW_ROUNDS = 3  # where one call alone is longer than the budget
+CPU_SETS, CUDA_SETS = 3, 2
+
+
+@dataclass
+class Contender:
+    """An implementation on its way through a measurement."""
+
+    implementation: Implementation
+    status: str = "ok"
+    reason: str = ""
+    error: float | None = None
+    timer: str = ""
+    pace: Pace | None = None
+    rounds: int = 0
+    samples: list[float] = field(default_factory=list)
+    output: Inputs = ()
+
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """Turn a refusal or a crash inside into this contender's status."""
+        try:
+            yield
+            _wait()
+        except RefusalError as refusal:
+            self._fail("refused", str(refusal))
+        except Exception as crash:
+            self._fail("failed", _one_line(crash))
+
+    def _fail(self, status: str, reason: str) -> None:
+        self.status, self.reason = status, reason
+        self.samples, self.pace, self.output, self.error = [], None, (), None
+
+    def saw(self, error: float) -> None:
+        """Keep the largest error of all checks."""
+        self.error = max(error, self.error or 0.0)
+
+    def record(self) -> Measurement:
+        """Return the row for the record: samples only where every check passed."""
+        return Measurement(
+            implementation=self.implementation.name,
+            metric="time",
+            unit="s",
+            better="lower",
+            ours=self.implementation.ours,
+            status=self.status,
+            reason=self.reason,
+            error=self.error,
+            timer=self.timer if self.samples else "",
+            calls=self.pace.calls if self.pace else 0,
+            samples=tuple(float(f"{sample:.6g}") for sample in self.samples),
+        )
+
+
+def measure(
+    case: Case,
+    implementations: Sequence[Implementation],
+    device: torch.device,
+    budget_s: float,
+    graph: bool,
+    progress: Progress,
+) -> CaseRecord:
+    """Verify and time all implementations of a case in turns; see Run.measure."""
+    seed = secrets.randbits(32)  # fresh every run: an answer prepared for a known seed is no use
+    contenders = [
+        Contender(each, status="skipped" if each.skip else "ok", reason=each.skip)
+        for each in implementations
+    ]
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        _Measurement(case, contenders, device, budget_s, graph, progress, seed).course()
+    return derive(
+        CaseRecord(
+            name=case.name,
+            baseline=case.baseline,
+            params=dict(case.params),
+            rows=tuple(each.record() for each in contenders),
+            flops=float(case.flops),
+            bytes=float(case.bytes),
+            tolerance=case.tolerance,
+            seed=seed,
+        )
+    )
+
+
+class _Measurement:
+    def __init__(
+        self,
+        case: Case,
+        contenders: list[Contender],
+        device: torch.device,
+        budget_s: float,
+        graph: bool,
+        progress: Progress,
+        seed: int,
+    ) -> None:
+        self.case, self.device, self.budget_s = case, device, budget_s
+        self.graph, self.progress = graph, progress
+        self.all = contenders
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.random = random.Random(seed)
+
+    def course(self) -> None:
+        if not self.alive():
+            return
+        sets = [self.draw() for _ in range(CUDA_SETS if self.device.type == "cuda" else CPU_SETS)]
+        examiner = Examiner(self.case, sets[0], self.device)
+        if self.device.type == "cuda":
+            from .cuda import Flush
+
+            self.flush = Flush(self.device)
+        self.verify_before(examiner)
+        inputs = InputSets(sets, self.case.inplace)
+        timer = self.calibrate(inputs)
+        self.take_turns(timer, inputs)
+        self.verify_after(examiner)
+
+    def alive(self) -> list[Contender]:
+        return [each for each in self.all if each.status == "ok"]
+
+    def draw(self) -> Inputs:
+        return draw(self.case.inputs, self.generator, self.case.name)
+
+    def verify_before(self, examiner: Examiner) -> None:
+        """Examine two calls with the same buffers and other contents."""
+        for each in self.alive():
+            self.progress.show(self.case.name, each.implementation.name, "verifying")
+            with each.on_trial():
+                each.output, error = examiner.call(each.implementation.function)
+                each.saw(error)
+        examiner.renew(self.draw())
+        for each in self.alive():
+            with each.on_trial():
+                output, error = examiner.call(each.implementation.function)
+                each.saw(error)
+                # The first call's output is still held, so its memory cannot have been handed out.
+                if not self.case.inplace and share_memory(output, each.output):
+                    raise RefusalError(
+                        "returns the same memory from every call: "
+                        "a second result overwrites the first, which a caller may still hold"
+                    )
+                if self.device.type == "cuda":
+                    from .streams import check_streams
+
+                    check_streams(examiner, each.implementation.function, self.flush)
+            each.output = ()
+
+    def calibrate(self, inputs: InputSets) -> Timer:
+        """Choose the timer for the whole case, and give each contender its pace and rounds."""
+        timer: Timer
+        if self.device.type == "cuda":
+            timer = self._calibrate_cuda(inputs)
+        else:
+            timer = CpuTimer(inputs)
+            self._pace(timer)
+        for each in self.alive():
+            assert each.pace is not None
+            fewest = SLOW_ROUNDS if each.pace.seconds > self.budget_s else FEWEST_ROUNDS
+            fitting = self.budget_s / max(each.pace.sample_s, 1e-6)
+            each.rounds = int(max(fewest, min(MOST_ROUNDS, fitting)))
+            each.timer = timer.name
+        return timer
+
+    def _calibrate_cuda(self, inputs: InputSets) -> Timer:
+        """Time by events; by a graph where it is asked for or where launches would dominate."""
+        from .cuda import MOST_GRAPH_SETS, SHORT_CALL_S, EventTimer, GraphTimer
+
+        events = EventTimer(inputs, self.flush)
+        self._pace(events)
+        paces = [each.pace.seconds for each in self.alive() if each.pace]
+        short = bool(paces) and min(paces) < SHORT_CALL_S
+        if self.case.inplace or not paces or not (self.graph or short):
+            return events
+        wanted = math.ceil(2 * self.flush.l2 / max(1, size_in_bytes(inputs.sets[0])))
+        for _ in range(len(inputs.sets), min(wanted, MOST_GRAPH_SETS)):
+            inputs.sets.append(self.draw())
+        graphs = GraphTimer(inputs, self.flush)
+        before = {id(each): each.pace for each in self.alive()}
+        if self.graph:
+            self._pace(graphs)
+            return graphs
+        try:
+            for each in self.alive():
+                each.pace = graphs.pace(each.implementation.function)
+        except Exception:
+            # One cannot be captured: then all are timed by events, or ratios would mean nothing.
+            for each in self.alive():
+                each.pace = before[id(each)]
+            return events
+        return graphs
+
+    def _pace(self, timer: Timer) -> None:
+        for each in self.alive():
+            self.progress.show(self.case.name, each.implementation.name, "warming up")
+            with each.on_trial():
+                each.pace = timer.pace(each.implementation.function)
+
+    def take_turns(self, timer: Timer, inputs: InputSets) -> None:
+        """Sample A B A B ..., so that whatever drifts hits all alike; check some timed results."""
+        rounds = max((each.rounds for each in self.alive()), default=0)
+        with _no_collector():
+            for turn in range(rounds):
+                playing = [each for each in self.alive() if turn < each.rounds]
+                if turn in self._checked(playing):
+                    self._checked_round(timer, inputs, playing, turn)
+                    continue
+                for each in playing:
+                    self.progress.show(self.case.name, each.implementation.name, "timing", turn)
+                    with each.on_trial():
+                        assert each.pace is not None
+                        each.samples.append(timer.sample(each.pace, turn)[0])
+
+    def _checked(self, playing: list[Contender]) -> set[int]:
+        """Return the rounds whose results are examined: each one's last, and one unforeseeable."""
+        if not hasattr(self, "_drawn"):
+            self._drawn = self.random.randrange(min(each.rounds for each in playing))
+        return {self._drawn} | {each.rounds - 1 for each in playing}
+
+    def _checked_round(
+        self, timer: Timer, inputs: InputSets, playing: list[Contender], turn: int
+    ) -> None:
+        """Sample on contents never seen before, and examine what the timed call returned."""
+        index = timer.last_set(turn)
+        examiner = Examiner(self.case, inputs.sets[index], self.device, self.draw())
+        inputs.renewed(index)
+        for each in playing:
+            with each.on_trial():
+                assert each.pace is not None
+                seconds, returned = timer.sample(each.pace, turn)
+                try:
+                    each.saw(examiner.judge(outputs_of(returned) or ()))
+                except RefusalError as refusal:
+                    raise RefusalError(f"in a timed call: {refusal}") from None
+                each.samples.append(seconds)
+
+    def verify_after(self, examiner: Examiner) -> None:
+        """Examine again: the known buffers with other contents, then buffers never seen before."""
+        examiner.renew(self.draw())
+        last = Examiner(self.case, self.draw(), self.device)
+        for each in self.alive():
+            self.progress.show(self.case.name, each.implementation.name, "verifying")
+            with each.on_trial():
+                try:
+                    each.saw(examiner.call(each.implementation.function)[1])
+                    each.saw(last.call(each.implementation.function)[1])
+                except RefusalError as refusal:
+                    raise RefusalError(f"after timing: {refusal}") from None
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Keep Python's garbage collector out of the samples."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _wait() -> None:
+    """Bring an asynchronous CUDA error to the implementation that caused it."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+
+
+def _one_line(crash: Exception) -> str:
+    """Return type and first line of an exception, without this machine's folders."""
+    text = (str(crash).strip().splitlines() or [""])[0]
+    for folder in (Path.cwd(), Path.home()):
+        text = text.replace(f"{folder}/", "")
+    return f"{type(crash).__name__}: {text}"[:300]

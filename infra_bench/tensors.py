@@ -1,0 +1,101 @@
+"""What verification does to tensors: upcast, snapshot, overwrite in place, poison free memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = tuple[Tensor, ...]
+
+
+def draw(make: Callable[[torch.Generator], Any], generator: torch.Generator, case: str) -> Inputs:
+    """Return fresh inputs; TypeError where the benchmark draws something else than tensors."""
+    inputs = make(generator)
+    if isinstance(inputs, Tensor):
+        inputs = (inputs,)
+    if not isinstance(inputs, tuple) or not all(isinstance(each, Tensor) for each in inputs):
+        raise TypeError(
+            f"case {case!r}: inputs() returned {type(inputs).__name__}; "
+            "return a tuple of tensors, and bind other arguments in the function"
+        )
+    return inputs
+
+
+def outputs_of(returned: Any) -> Inputs | None:
+    """Return the tensors that a function returned, or None where it returned something else."""
+    if isinstance(returned, Tensor):
+        return (returned,)
+    if isinstance(returned, (tuple, list)) and all(isinstance(each, Tensor) for each in returned):
+        return tuple(returned)
+    return None
+
+
+def upcast(inputs: Inputs) -> Inputs:
+    """Return copies with floating-point tensors in float64, strides and requires_grad kept."""
+    return tuple(
+        each.detach().to(torch.float64, copy=True).requires_grad_(each.requires_grad)
+        if each.is_floating_point()
+        else each.clone()
+        for each in inputs
+    )
+
+
+def snapshot(inputs: Inputs) -> Inputs:
+    """Return copies of the contents."""
+    return tuple(each.detach().clone() for each in inputs)
+
+
+def same_bits(one: Inputs, other: Inputs) -> bool:
+    """Say whether the contents are the same, bit for bit: NaN equals itself, 0 is not -0."""
+
+    def bits(each: Tensor) -> Tensor:
+        return each.detach().contiguous().reshape(-1).view(torch.uint8)
+
+    return all(torch.equal(bits(a), bits(b)) for a, b in zip(one, other, strict=True))
+
+
+def overwrite(inputs: Inputs, contents: Inputs) -> None:
+    """Put other contents into the same memory, behind the back of a cache.
+
+    Through `.data`, which neither autograd nor the tensor's version counter sees: an answer that
+    was stored by address, or by address and version, is now a wrong one.
+    """
+    for into, source in zip(inputs, contents, strict=True):
+        # Along a stride of 0 (an expanded tensor) the same memory stands many times: write it once.
+        once = tuple(
+            slice(0, 1) if stride == 0 and size > 1 else slice(None)
+            for size, stride in zip(into.shape, into.stride(), strict=True)
+        )
+        into.data[once].copy_(source.detach()[once])
+
+
+def poison(like: Sequence[Tensor], dtypes: Sequence[torch.dtype], device: torch.device) -> None:
+    """Fill free memory of the outputs' sizes with NaN, so that an output left unwritten shows.
+
+    An allocator hands out what was freed last. Without this, `torch.empty` in an implementation
+    would get the memory of an earlier, right answer, and half an answer would look whole.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    for each, dtype in zip(like, dtypes, strict=True):
+        value = float("nan") if dtype.is_floating_point else 101
+        # Four, because workspaces of the same size may take the first ones.
+        blocks = [torch.full(each.shape, value, dtype=dtype, device=device) for _ in range(4)]
+        del blocks
+
+
+def share_memory(one: Inputs, other: Inputs) -> bool:
+    """Say whether a tensor of one uses the storage of a tensor of the other."""
+
+    def storages(tensors: Inputs) -> set[int]:
+        return {each.untyped_storage().data_ptr() for each in tensors if each.numel()}
+
+    return bool(storages(one) & storages(other))
+
+
+def size_in_bytes(tensors: Inputs) -> int:
+    """Return the memory that the tensors' elements take."""
+    return sum(each.numel() * each.element_size() for each in tensors)

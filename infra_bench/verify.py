@@ -1,0 +1,105 @@
+"""Whether an implementation does the work: checked around every call that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .case import Case
+from .error import RefusalError, relative_error
+from .tensors import (
+    Inputs,
+    outputs_of,
+    overwrite,
+    poison,
+    same_bits,
+    share_memory,
+    snapshot,
+    upcast,
+)
+
+
+class Examiner:
+    """Holds inputs and the right answer for their present contents, and examines calls on them."""
+
+    def __init__(
+        self, case: Case, inputs: Inputs, device: torch.device, contents: Inputs | None = None
+    ) -> None:
+        self.case = case
+        self.inputs = inputs
+        self.device = device
+        self.renew(contents)
+
+    def renew(self, contents: Inputs | None = None) -> None:
+        """Put other contents into the same buffers, and compute the right answer for them.
+
+        Without `contents`, take what the buffers hold now.
+        """
+        if contents is not None:
+            overwrite(self.inputs, contents)
+        self.contents = snapshot(self.inputs)
+        expected = outputs_of(self.case.reference(*upcast(self.inputs)))
+        if expected is None:
+            raise TypeError(
+                f"case {self.case.name!r}: the reference returned no tensor and no tuple of tensors"
+            )
+        for each in expected:
+            if each.is_floating_point() and each.dtype != torch.float64:
+                raise TypeError(
+                    f"case {self.case.name!r}: the reference returned {each.dtype}; "
+                    "compute it in float64, as its inputs are"
+                )
+        self.expected = tuple(each.detach() for each in expected)
+
+    def dtype_of(self, expected: Tensor) -> torch.dtype:
+        """Return the dtype that an output has to have."""
+        if not expected.is_floating_point():
+            return expected.dtype
+        floating = [each.dtype for each in self.inputs if each.is_floating_point()]
+        return self.case.dtype or (floating[0] if floating else torch.float32)
+
+    def call(self, function: Callable[..., Any]) -> tuple[Inputs, float]:
+        """Call on poisoned memory; return outputs and error, or raise RefusalError."""
+        poison(self.expected, [self.dtype_of(each) for each in self.expected], self.device)
+        returned = function(*self.inputs)
+        outputs = outputs_of(returned)
+        if outputs is None:
+            raise RefusalError(f"returns {type(returned).__name__}, not a tensor or tensors")
+        try:
+            return outputs, self.judge(outputs)
+        finally:
+            if self.case.inplace:
+                overwrite(self.inputs, self.contents)
+
+    def judge(self, outputs: Inputs) -> float:
+        """Return the error of outputs for the present contents, or raise RefusalError."""
+        self._check_form(outputs)
+        if not self.case.inplace:
+            if share_memory(outputs, self.inputs):
+                raise RefusalError("its output shares memory with an input")
+            if not same_bits(self.inputs, self.contents):
+                overwrite(self.inputs, self.contents)  # so that the next one is judged fairly
+                raise RefusalError("changes its inputs")
+        error = max(
+            (relative_error(a, b) for a, b in zip(outputs, self.expected, strict=True)), default=0.0
+        )
+        # Never `error > tolerance`: that is False for NaN, and would let it pass.
+        if not error <= self.case.tolerance:
+            raise RefusalError(
+                f"relative error {error:.3g} is above the tolerance {self.case.tolerance:.3g}"
+            )
+        return error
+
+    def _check_form(self, outputs: Inputs) -> None:
+        if len(outputs) != len(self.expected):
+            raise RefusalError(f"returns {len(outputs)} tensors, not {len(self.expected)}")
+        for got, want in zip(outputs, self.expected, strict=True):
+            if got.shape != want.shape:
+                raise RefusalError(f"output shape is {tuple(got.shape)}, not {tuple(want.shape)}")
+            if got.dtype != self.dtype_of(want):
+                raise RefusalError(f"output dtype is {got.dtype}, not {self.dtype_of(want)}")
+            if got.device.type != self.device.type:
+                raise RefusalError(f"output is on {got.device}, not on {self.device}")
