@@ -1,0 +1,105 @@
+"""The public function: what it refuses and how it says so, and what the registry lists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cuda_matmul_f32
+import pytest
+import torch
+from cuda_matmul_f32 import build_info, kernels, matmul
+
+A, B = torch.ones(3, 4), torch.ones(4, 5)
+needs_extension = pytest.mark.skipif(build_info.module is None, reason=build_info.missing)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "error", "says"),
+    [
+        (A.double(), B, TypeError, "a must be float32, not torch.float64: use a.float()"),
+        (A, B.to(torch.bfloat16), TypeError, "b must be float32, not torch.bfloat16"),
+        (A, B.to(torch.int64), TypeError, "b must be float32, not torch.int64"),
+        (A, B.numpy(), TypeError, "b must be a torch.Tensor, not ndarray"),
+        (A.to_sparse(), B, TypeError, "a must be a dense tensor, not torch.sparse_coo"),
+        (A[0], B, ValueError, "a must be 2-D, not 1-D of shape (4,)"),
+        (A, B[None], ValueError, "b must be 2-D, not 3-D of shape (1, 4, 5): batches"),
+        (A, B.t(), ValueError, "a (3, 4) has 4 columns but b (5, 4) has 5 rows"),
+        (A.to("meta"), B, ValueError, "a is on meta: there are kernels for ('cpu', 'cuda') only"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(a, b, error, says):
+    with pytest.raises(error, match=re.escape(says)):
+        matmul(a, b)
+
+
+def test_an_unknown_kernel_lists_the_known():
+    names = ", ".join(("auto", *(k.name for k in kernels("cpu"))))
+    with pytest.raises(
+        ValueError, match=re.escape(f"no kernel 'fastest' for cpu tensors: use {names}")
+    ):
+        matmul(A, B, kernel="fastest")
+
+
+def test_a_kernel_of_the_other_ladder_is_unknown():
+    with pytest.raises(ValueError, match="no kernel 'shared_tile' for cpu tensors"):
+        matmul(A, B, kernel="shared_tile")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16x6", "", None])
+def test_an_unknown_precision_names_what_exists(precision):
+    with pytest.raises(ValueError, match=re.escape("does not exist: use one of ('ieee',)")):
+        matmul(A, B, precision=precision)
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("a", "b", "kernel", "says"),
+    [
+        (A.double(), B, "auto", "must be float32"),
+        (A[0], B, "auto", "must be 2-D"),
+        (A, B.t(), "auto", "must be as many as the rows of b"),
+        (A, B, "fastest", 'no kernel is called "fastest" here; there are auto, naive'),
+    ],
+)
+def test_the_op_called_directly_checks_too(a, b, kernel, says):
+    with pytest.raises(RuntimeError, match=re.escape(says)):
+        torch.ops.cuda_matmul_f32.matmul(a, b, kernel)
+
+
+@pytest.mark.gpu
+def test_mixed_devices_are_refused():
+    with pytest.raises(ValueError, match=r"a is on cuda:0 but b on cpu: move one with \.to"):
+        matmul(A.cuda(), B)
+    with pytest.raises(RuntimeError, match="a is on cuda:0 but b is on cpu"):
+        torch.ops.cuda_matmul_f32.matmul(A.cuda(), B, "auto")
+
+
+def test_autocast_leaves_float32_alone():
+    a, b = torch.randn(30, 40), torch.randn(40, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        c = matmul(a, b)
+    assert c.dtype == torch.float32
+    assert torch.equal(c, matmul(a, b))
+
+
+def test_kernels_refuses_a_device_without_a_ladder():
+    with pytest.raises(ValueError, match="no kernels for device type 'meta'"):
+        kernels("meta")
+
+
+def _check_ladder(device: str, suffix: str) -> None:
+    folder = Path(cuda_matmul_f32.__file__).parent / "csrc" / device
+    files = sorted(path.name for path in folder.glob(f"[0-9]*{suffix}"))
+    assert files == [f"{k.number:02d}_{k.name}{suffix}" for k in kernels(device)]
+    assert all(k.summary for k in kernels(device))
+
+
+@needs_extension
+def test_the_cpu_ladder_is_its_numbered_files():
+    _check_ladder("cpu", ".h")
+
+
+@pytest.mark.gpu
+def test_the_cuda_ladder_is_its_numbered_files():
+    _check_ladder("cuda", ".cuh")
