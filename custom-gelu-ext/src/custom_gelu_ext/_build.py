@@ -56,15 +56,28 @@ def cpu_missing(compiler: str) -> str:
     return ""
 
 
+def cuda_home() -> Path | None:
+    """Return the CUDA toolkit's folder: one that holds both nvcc and its headers.
+
+    torch takes the parent of the nvcc on PATH, which may be a wrapper script far from the toolkit.
+    """
+    from torch.utils import cpp_extension
+
+    for home in (os.environ.get("CUDA_HOME"), cpp_extension.CUDA_HOME, "/usr/local/cuda"):
+        folder = Path(home or os.devnull)
+        if (folder / "bin" / "nvcc").exists() and (folder / "include/cuda_runtime.h").exists():
+            return folder
+    return None
+
+
 def cuda_missing() -> str:
     """Say what keeps the CUDA kernels from being built here, or return an empty string."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a CPU build"
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
-    if CUDA_HOME is None or not nvcc.exists():
+    home = cuda_home()
+    if home is None:
         return f"nvcc was not found (install CUDA toolkit {torch.version.cuda} or set CUDA_HOME)"
+    nvcc = home / "bin" / "nvcc"
     printed = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release (\d+)", printed)
     if release is None or release[1] != torch.version.cuda.split(".")[0]:
@@ -202,11 +215,14 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(arch: str) -> Iterator[None]:
-    """Let torch find ninja beside an interpreter that was started without activating its venv."""
+    """Let torch find ninja beside an interpreter started without activating its venv, and CUDA."""
     saved = dict(os.environ)
     scripts = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
     os.environ["PATH"] = os.pathsep.join([*scripts, os.environ.get("PATH", "")])
     if arch:
+        from torch.utils import cpp_extension
+
+        cpp_extension.CUDA_HOME = str(cuda_home())
         os.environ["TORCH_CUDA_ARCH_LIST"] = arch
     try:
         yield
