@@ -1,0 +1,11 @@
+"""GELU as a PyTorch extension from scratch: C++ and CUDA kernels with autograd.
+
+The first import compiles the C++/CUDA library (once; it is cached), see ``_build.py``. Where it
+cannot be compiled, the same functions run torch's own kernels, after one warning.
+"""
+
+from custom_gelu_ext.modules import GELU
+from custom_gelu_ext.ops import gelu
+
+__version__ = "0.1.0"
+__all__ = ["GELU", "gelu"]

@@ -1,0 +1,209 @@
+// The few scalar operations that gelu_math.h needs, for the CPU and the GPU: all branch-free, so
+// that the compiler can turn a loop over them into vector instructions (std::exp it could not).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define GELU_FN __host__ __device__ __forceinline__
+#else
+#define GELU_FN inline __attribute__((always_inline))
+#endif
+
+namespace custom_gelu {
+
+// How exact a result is wanted. Lean: computed in float, then rounded to 16 bits, so an error of
+// 1e-5 is invisible. Single and Double: right to a few units in the last place of float and double.
+struct Lean {
+  using Real = float;
+};
+struct Single {
+  using Real = float;
+};
+struct Double {
+  using Real = double;
+};
+
+template <typename Precision>
+constexpr bool kIsLean = false;
+template <>
+inline constexpr bool kIsLean<Lean> = true;
+
+template <typename Real>
+struct Bits;
+template <>
+struct Bits<float> {
+  using Word = uint32_t;
+  static constexpr int kMantissa = 23;
+  static constexpr Word kBias = 127;
+  static constexpr Word kSign = 0x80000000u;
+  static constexpr Word kInfinity = 0x7f800000u;
+  static constexpr float kRound = 0x1.8p23f;  // adding it leaves no room for a fraction
+};
+template <>
+struct Bits<double> {
+  using Word = uint64_t;
+  static constexpr int kMantissa = 52;
+  static constexpr Word kBias = 1023;
+  static constexpr Word kSign = 0x8000000000000000u;
+  static constexpr Word kInfinity = 0x7ff0000000000000u;
+  static constexpr double kRound = 0x1.8p52;
+};
+
+template <typename To, typename From>
+GELU_FN To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+GELU_FN float fma_(float x, float y, float z) {
+  return fmaf(x, y, z);
+}
+GELU_FN double fma_(double x, double y, double z) {
+  return ::fma(x, y, z);
+}
+GELU_FN float abs_(float x) {
+  return fabsf(x);
+}
+GELU_FN double abs_(double x) {
+  return ::fabs(x);
+}
+
+GELU_FN float reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+  return __fdividef(1.0f, x);  // one instruction, within 2 units in the last place
+#else
+  return 1.0f / x;
+#endif
+}
+GELU_FN double reciprocal(double x) {
+  return 1.0 / x;
+}
+
+// c0 + c1 z + c2 z^2 ... by Horner's scheme. Unrolled by recursion: a loop here would be one more
+// inside the loop over the elements, and GCC vectorises innermost loops only.
+template <typename Real>
+GELU_FN Real polynomial(Real, Real c0) {
+  return c0;
+}
+template <typename Real, typename... More>
+GELU_FN Real polynomial(Real z, Real c0, More... more) {
+  return fma_(polynomial(z, more...), z, c0);
+}
+
+// 2^f for |f| <= 0.5. The coefficients are printed by tools/fit_coefficients.py: relative
+// error 2.0e-9 (Single) and 2.8e-6 (Lean) before rounding.
+template <typename Precision>
+GELU_FN float exp2_fraction(float f) {
+#ifdef __CUDA_ARCH__
+  float result;  // the GPU's own instruction, within 2 units in the last place on this interval
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(f));
+  return result;
+#else
+  if constexpr (kIsLean<Precision>) {
+    return polynomial(f, 1.0f, 0.693124175f, 0.240240991f, 0.0559064262f, 0.00958285294f);
+  } else {
+    return polynomial(f, 1.0f, 0.693147182f, 0.240226477f, 0.0555033237f, 0.00961843692f,
+                      0.0013398875f, 0.00015353362f);
+  }
+#endif
+}
+// For double the Taylor series in f ln 2, whose remainder after 13 terms is below 5e-18.
+template <typename Precision>
+GELU_FN double exp2_fraction(double f) {
+  return polynomial(f, 1.0, 0.6931471805599453, 0.24022650695910072, 0.05550410866482158,
+                    0.009618129107628477, 0.0013333558146428443, 0.0001540353039338161,
+                    1.5252733804059841e-05, 1.321548679014431e-06, 1.01780860092397e-07,
+                    7.054911620801123e-09, 4.4455382718708116e-10, 2.5678435993488206e-11,
+                    1.3691488853904128e-12);
+}
+
+// A power of two kept apart as mantissa * 2^-exponent. e^-w leaves float's normal range before
+// x e^-w does; multiplied by x first and scaled last, the product keeps all its bits.
+template <typename Real>
+struct Power {
+  Real mantissa;
+  typename Bits<Real>::Word exponent;  // >= 0
+};
+
+// y 2^-exponent. Two factors, since one of 2^-160 would not be a float. Rounds once, also where the
+// result is subnormal: the first product is exact.
+template <typename Real>
+GELU_FN Real scale(Real y, typename Bits<Real>::Word exponent) {
+  using B = Bits<Real>;
+  using Word = typename B::Word;
+  const Word half = exponent >> 1;
+  const Real first = bit_cast<Real>(Word((B::kBias - half) << B::kMantissa));
+  const Real second = bit_cast<Real>(Word((B::kBias - (exponent - half)) << B::kMantissa));
+  return y * first * second;
+}
+
+// The nearest integer n to y >= 0 (y far below 2^22), as a Real and as a Word. With y + 1.5 * 2^23
+// the sum's last bit stands for 1, so that the addition itself rounds, and its low bits are n.
+template <typename Real>
+struct Nearest {
+  Real real;
+  typename Bits<Real>::Word word;
+};
+template <typename Real>
+GELU_FN Nearest<Real> nearest(Real y) {
+  using B = Bits<Real>;
+  using Word = typename B::Word;
+  const Real sum = y + B::kRound;
+  return {sum - B::kRound, bit_cast<Word>(sum) - bit_cast<Word>(Real(B::kRound))};
+}
+
+// The choices between two values. On the CPU they are integer arithmetic on the bits, because of a
+// ?: on floats GCC makes branches (a comparison may raise a floating-point flag), and a loop with
+// branches is not vectorised. On the GPU a ?: is one select instruction.
+
+// |x|, but at most limit; NaN stays NaN.
+template <typename Real>
+GELU_FN Real clamped_abs(Real x, Real limit) {
+#ifdef __CUDA_ARCH__
+  const Real a = abs_(x);
+  return a > limit ? limit : a;
+#else
+  using B = Bits<Real>;
+  using Word = typename B::Word;
+  const Word magnitude = bit_cast<Word>(x) & ~B::kSign;  // ordered as the values are
+  const Word most = bit_cast<Word>(limit);
+  const Word clamped = magnitude < most ? magnitude : most;
+  const Word nan = Word(0) - Word(magnitude > B::kInfinity);  // all ones or zero
+  return bit_cast<Real>(Word(clamped | (nan & ~B::kSign)));
+#endif
+}
+
+// x, or -0 where x is negative.
+template <typename Real>
+GELU_FN Real positive_part(Real x) {
+#ifdef __CUDA_ARCH__
+  return x >= 0 ? x : Real(-0.0);
+#else
+  using B = Bits<Real>;
+  using Word = typename B::Word;
+  const Word bits = bit_cast<Word>(x);
+  const Word negative = Word(0) - (bits >> (8 * sizeof(Real) - 1));
+  return bit_cast<Real>(Word(bits & (B::kSign | ~negative)));
+#endif
+}
+
+// d where x is negative, else 1 - d.
+template <typename Real>
+GELU_FN Real reflected(Real x, Real d) {
+#ifdef __CUDA_ARCH__
+  return x >= 0 ? 1 - d : d;
+#else
+  using B = Bits<Real>;
+  using Word = typename B::Word;
+  const Word negative = Word(0) - (bit_cast<Word>(x) >> (8 * sizeof(Real) - 1));
+  const Real one = bit_cast<Real>(Word(bit_cast<Word>(Real(1)) & ~negative));
+  return one + bit_cast<Real>(Word(bit_cast<Word>(d) ^ (~negative & B::kSign)));
+#endif
+}
+
+}  // namespace custom_gelu

@@ -1,0 +1,198 @@
+// GELU and its derivative without cancellation; the one formula that the CPU and the GPU run.
+//
+// gelu(x) = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2. Computed as it stands this loses
+// everything for x below -2: erf comes close to -1, and the sum keeps only the digits that erf
+// happened to have beyond it (float: exactly 0 from about x = -6, though gelu(-6) = -5.9e-9 is an
+// ordinary number).
+//
+// Written with the tail Q(a) = 1 - Phi(a), a = |x|, nothing cancels. Phi(-a) = Q(a), so
+//     x >= 0:  gelu(x) = a (1 - Q(a)) = x - a Q(a)      (Q <= 1/2: the difference is harmless)
+//     x <  0:  gelu(x) = -a Q(a)                        (a product: as exact as Q)
+// that is gelu(x) = max(x, 0) - a Q(a). And Q(a) = exp(-a^2/2) R(a), where R is smooth and slow,
+// and a short polynomial in t = 1/(1 + k a) approximates it. One exponential and one reciprocal in
+// all.
+//
+// The derivative Phi(x) + x phi(x), phi(x) = exp(-x^2/2) / sqrt(2 pi), has the same two parts:
+//     d(a) = Q(a) - a phi(a) = exp(-a^2/2) (R(a) - a / sqrt(2 pi)),   gelu'(-a) = d(a),
+//     gelu'(a) = 1 - d(a).
+// tanh mode: (1 + tanh u) / 2 = sigmoid(2u), so the same with q(a) = sigmoid(-w) = e^-w / (1 +
+// e^-w), w = 2u(a); its derivative is d(a) = q (1 - a w'(a) (1 - q)).
+//
+// The exponent needs care: an error of 2^-24 relative to w = 80 is 5e-6 in e^-w. Single and Double
+// therefore carry a^2 (and a^3) as an unevaluated sum of two numbers: s + s_lo = a^2 exactly, with
+// s_lo = fma(a, a, -s). For 16-bit x, a^2 is exact in float already, and Lean leaves the rest out.
+//
+// At the edges: gelu(+Inf) = Inf, gelu(-Inf) = -0 (the limit; x * 0 would be NaN), gelu(-0) = -0,
+// NaN gives NaN, and a result too small for the type becomes -0, as IEEE underflow does;
+// gelu'(+Inf) = 1, gelu'(-Inf) = 0.
+#pragma once
+
+#include "arithmetic.h"
+#include "kinds.h"
+
+namespace custom_gelu {
+
+// kLimit is where e^-w has become 0: |x| is cut there, so that no Inf * 0 can arise.
+template <typename Precision, Mode kMode>
+struct Gelu;
+
+// -- exact
+// ------------------------------------------------------------------------------------------
+
+// exp(-a^2/2) = 2^-(a^2 log2(e)/2).
+template <typename Precision, typename Real>
+GELU_FN Power<Real> gaussian(Real a) {
+  constexpr double kHalfLog2e = 0.72134752044448170;
+  constexpr Real kHigh = Real(kHalfLog2e);
+  // What rounding took off the constant: for double, its digits beyond the 53 bits.
+  constexpr Real kLow = sizeof(Real) == 8 ? Real(1.0177636870465517e-17) : Real(kHalfLog2e - kHigh);
+  const Real s = a * a;
+#ifdef __CUDA_ARCH__
+  if constexpr (kIsLean<Precision>) return {exp2f(-s * kHigh), 0u};
+#endif
+  const auto n = nearest(s * kHigh);
+  Real f = fma_(-s, kHigh, n.real);
+  if constexpr (!kIsLean<Precision>) f -= fma_(s, kLow, fma_(a, a, -s) * kHigh);
+  return {exp2_fraction<Precision>(f), n.word};
+}
+
+// R(a) = Q(a) exp(a^2/2). Printed by tools/fit_coefficients.py: relative error 3.2e-8
+// (Single), 1.1e-5 (Lean).
+template <typename Precision>
+GELU_FN float tail_ratio(float a) {
+  if constexpr (kIsLean<Precision>) {
+    const float t = reciprocal(fma_(0.3f, a, 1.0f));
+    return t * polynomial(t, 0.120013259f, 0.114408128f, 0.141501695f, -0.0118679302f, 0.211535886f,
+                          -0.0755855814f);
+  } else {
+    const float t = reciprocal(fma_(0.35f, a, 1.0f));
+    return t * polynomial(t, 0.139621243f, 0.139864519f, 0.119814165f, 0.105579898f, -0.0232755225f,
+                          0.159409434f, -0.25591597f, 0.144067481f, -0.0291652698f);
+  }
+}
+
+template <typename Precision>
+struct Gelu<Precision, Mode::kExact> {
+  static constexpr float kLimit = 15.0f;  // exp(-112) < 2^-150, a quarter of the smallest subnormal
+  static constexpr float kInvSqrt2Pi = 0.398942280f;
+
+  // a Q(a)
+  static GELU_FN float tail(float x) {
+    const float a = clamped_abs(x, kLimit);
+    const Power<float> e = gaussian<Precision>(a);
+    return scale(a * tail_ratio<Precision>(a) * e.mantissa, e.exponent);
+  }
+  // d(a)
+  static GELU_FN float derivative(float x) {
+    const float a = clamped_abs(x, kLimit);
+    const Power<float> e = gaussian<Precision>(a);
+    return scale(fma_(-kInvSqrt2Pi, a, tail_ratio<Precision>(a)) * e.mantissa, e.exponent);
+  }
+};
+
+template <>
+struct Gelu<Double, Mode::kExact> {
+  static constexpr double kLimit = 40.0;  // exp(-800) = 0
+  static constexpr double kInvSqrt2Pi = 0.39894228040143267794;
+
+  // Q(a) = erfc(a / sqrt 2) / 2. erfc falls as exp(-z^2), so that rounding z alone would cost 2 z^2
+  // units in the last place; r is what rounding took off, and erfc(z + r) = erfc(z) (1 - 2 z r).
+  static GELU_FN double q(double a) {
+    constexpr double kHigh = 0.70710678118654757, kLow = -4.833646656726457e-17;
+    const double z = a * kHigh;
+    const double r = fma_(a, kHigh, -z) + a * kLow;
+    const double half = 0.5 * ::erfc(z);
+    return fma_(-2.0 * z * r, half, half);
+  }
+  static GELU_FN double tail(double x) {
+    const double a = clamped_abs(x, kLimit);
+    return a * q(a);
+  }
+  static GELU_FN double derivative(double x) {
+    const double a = clamped_abs(x, kLimit);
+    const Power<double> e = gaussian<Double>(a);
+    return q(a) - scale(kInvSqrt2Pi * a * e.mantissa, e.exponent);
+  }
+};
+
+// -- tanh
+// -------------------------------------------------------------------------------------------
+
+// w = 2u(a) = c1 a + c3 a^3, c1 = 2 sqrt(2/pi), c3 = 0.044715 c1. K1 and K3 are c1 and c3 times
+// log2(e), each rounded to kHigh, with what rounding took off in kLow.
+template <typename Real>
+struct TanhConstants {
+  static constexpr double kC1 = 1.5957691216057308, kC3 = 0.07135481627260025;
+  static constexpr double kK1 = 2.3022081981443248, kK3 = 0.1029432395800235;
+  static constexpr bool kWide = sizeof(Real) == 8;
+  static constexpr Real kK1Low = kWide ? Real(1.3132826040769712e-16) : Real(kK1 - Real(kK1));
+  static constexpr Real kK3Low = kWide ? Real(-5.978177400718744e-18) : Real(kK3 - Real(kK3));
+};
+
+// e^-w(a) = 2^-(K1 a + K3 a^3).
+template <typename Precision, typename Real>
+GELU_FN Power<Real> exp_minus_w(Real a) {
+  using C = TanhConstants<Real>;
+  constexpr Real kK1 = Real(C::kK1), kK3 = Real(C::kK3);
+  const Real s = a * a;
+  const Real y = a * fma_(kK3, s, kK1);
+#ifdef __CUDA_ARCH__
+  if constexpr (kIsLean<Precision>) return {exp2f(-y), 0u};
+#endif
+  const auto n = nearest(y);
+  if constexpr (kIsLean<Precision>) {
+    return {exp2_fraction<Precision>(n.real - y), n.word};
+  } else {
+    // Each of the two terms is taken from an integer near it, so that both differences are small
+    // and rounded once; the integers add up to n.
+    const Real cube = s * a;
+    const Real cube_low = fma_(s, a, -cube) + fma_(a, a, -s) * a;
+    const Real n1 = nearest(kK1 * a).real;
+    const Real f1 = fma_(-kK1, a, n1);
+    const Real f3 = fma_(-kK3, cube, n.real - n1);
+    const Real low = fma_(C::kK1Low, a, fma_(C::kK3Low, cube, kK3 * cube_low));
+    return {exp2_fraction<Precision>((f1 + f3) - low), n.word};
+  }
+}
+
+template <typename Precision>
+struct Gelu<Precision, Mode::kTanh> {
+  using Real = typename Precision::Real;
+  static constexpr Real kLimit = sizeof(Real) == 8 ? 22 : 11;  // there e^-w is 2^-1147, 2^-162
+
+  // a q(a)
+  static GELU_FN Real tail(Real x) {
+    const Real a = clamped_abs(x, kLimit);
+    const Power<Real> e = exp_minus_w<Precision>(a);
+    const Real one_minus_q = reciprocal(1 + scale(e.mantissa, e.exponent));
+    return scale(a * one_minus_q * e.mantissa, e.exponent);
+  }
+  // d(a)
+  static GELU_FN Real derivative(Real x) {
+    using C = TanhConstants<Real>;
+    const Real a = clamped_abs(x, kLimit);
+    const Power<Real> e = exp_minus_w<Precision>(a);
+    const Real one_minus_q = reciprocal(1 + scale(e.mantissa, e.exponent));
+    const Real a_w_prime = a * fma_(Real(3 * C::kC3), a * a, Real(C::kC1));
+    const Real factor = fma_(-a_w_prime, one_minus_q, Real(1)) * one_minus_q;
+    return scale(factor * e.mantissa, e.exponent);
+  }
+};
+
+// -- both
+// -------------------------------------------------------------------------------------------
+
+// gelu(x) for one x. positive_part's -0 makes every negative x's result negative, also where the
+// tail is 0.
+template <typename Precision, Mode kMode, typename Real>
+GELU_FN Real gelu_value(Real x) {
+  return positive_part(x) - Gelu<Precision, kMode>::tail(x);
+}
+
+// gelu'(x) for one x.
+template <typename Precision, Mode kMode, typename Real>
+GELU_FN Real gelu_derivative(Real x) {
+  return reflected(x, Gelu<Precision, kMode>::derivative(x));
+}
+
+}  // namespace custom_gelu

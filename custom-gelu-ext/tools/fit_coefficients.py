@@ -1,0 +1,81 @@
+"""python tools/fit_coefficients.py: recompute the polynomials in csrc/gelu_math.h from their definitions.
+
+Two functions are approximated, both in the relative error that the result will have:
+
+* 2^f for f in [-0.5, 0.5], as 1 + f P(f), so that 2^0 is exactly 1;
+* R(a) = Q(a) exp(a^2/2), Q(a) = 1 - Phi(a) the normal distribution's tail, as t P(t) with
+  t = 1/(1 + k a). R falls smoothly from 1/2 to about 0.4/a, and t maps [0, inf) onto (0, 1], where a
+  short polynomial suffices (a substitution by Hastings, 1955); k was chosen by trying.
+
+The fit is Lawson's: least squares, reweighted by the error until all peaks are level (minimax).
+Coefficients are printed lowest power first, with the largest relative error over the nodes.
+"""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+
+LARGEST = 16.0  # beyond a = 14.3 a Q(a) is below even the smallest float32 subnormal
+
+
+def tail_ratio(a: float) -> float:
+    """Return R(a) = Q(a) exp(a^2/2), correct to double precision."""
+    with mpmath.workdps(30):
+        wide = mpmath.mpf(a)
+        return float(mpmath.erfc(wide / mpmath.sqrt(2)) * mpmath.exp(wide * wide / 2) / 2)
+
+
+def minimax(
+    z: np.ndarray, scale: np.ndarray, goal: np.ndarray, degree: int
+) -> tuple[float, np.ndarray]:
+    """Find P of ``degree`` with the least largest \\|scale P(z) - goal\\|; return that and P."""
+    domain = [z.min(), z.max()]
+    unit = (2 * z - domain[0] - domain[1]) / (domain[1] - domain[0])
+    columns = np.polynomial.chebyshev.chebvander(unit, degree) * scale[:, None]
+    weight = np.full(len(z), 1.0 / len(z))
+    best, chosen = np.inf, np.zeros(degree + 1)
+    for _ in range(300):
+        root = np.sqrt(weight)
+        solved = np.linalg.lstsq(columns * root[:, None], goal * root, rcond=None)[0]
+        error = np.abs(columns @ solved - goal)
+        if error.max() < best:
+            best, chosen = float(error.max()), solved
+        weight *= error / (weight * error).sum()
+    series = np.polynomial.Chebyshev(chosen, domain=domain)
+    return best, series.convert(kind=np.polynomial.Polynomial).coef
+
+
+def nodes(low: float, high: float, count: int = 2000) -> np.ndarray:
+    """Return points that are dense at both ends, where a polynomial's error peaks."""
+    return low + (high - low) * (1 - np.cos(np.pi * (np.arange(count) + 0.5) / count)) / 2
+
+
+def fit_exp2(degree: int) -> tuple[float, np.ndarray]:
+    """Fit P in 2^f = 1 + f P(f)."""
+    f = nodes(-0.5, 0.5)
+    return minimax(f, f / np.exp2(f), 1 - np.exp2(-f), degree)
+
+
+def fit_tail(degree: int, k: float) -> tuple[float, np.ndarray]:
+    """Fit P in R(a) = t P(t), t = 1/(1 + k a)."""
+    t = nodes(1 / (1 + k * LARGEST), 1.0)
+    ratio = np.array([tail_ratio(a) for a in (1 / t - 1) / k])
+    return minimax(t, t / ratio, np.ones_like(t), degree)
+
+
+def main() -> None:
+    """Print both polynomials at the two precisions that gelu_math.h uses."""
+    fits = {
+        "2^f, for float32 results": fit_exp2(5),
+        "2^f, for 16-bit results": fit_exp2(3),
+        "R(a) with k = 0.35, for float32 results": fit_tail(8, 0.35),
+        "R(a) with k = 0.3, for 16-bit results": fit_tail(5, 0.3),
+    }
+    for name, (error, coefficients) in fits.items():
+        print(f"{name}: relative error {error:.1e}")
+        print("  " + ", ".join(f"{c:.9g}f" for c in coefficients.astype(np.float32)))
+
+
+if __name__ == "__main__":
+    main()
