@@ -1,0 +1,106 @@
+"""Which rows of a record a table, figure or plot shows, and what stands in each of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from . import format
+from .record import CaseRecord, Measurement, Record
+
+FIELDS = ("median", "quartiles", "min", "rate", "ratio", "error", "samples", "status")
+NONE = "–"
+
+
+class MarkerError(ValueError):
+    """A marker asks for something that its record does not hold: the message says what there is."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a record with its case."""
+
+    case: CaseRecord
+    row: Measurement
+
+    def label(self, dimension: str) -> str:
+        """Return what the entry is along "case", "implementation", "metric" or a case's param."""
+        if dimension == "case":
+            return self.case.name
+        if dimension == "implementation":
+            return self.row.implementation
+        if dimension == "metric":
+            return self.row.metric
+        if dimension in self.case.params:
+            return str(self.case.params[dimension])
+        raise MarkerError(
+            f"case {self.case.name!r} has no {dimension!r}; there are case, implementation, metric "
+            f"and the params {sorted(self.case.params)}"
+        )
+
+    def number(self, field: str) -> float | None:
+        """Return a field as a number, or None where the row has none."""
+        names = {"median": "median", "min": "minimum", "rate": "rate"}
+        names |= {"ratio": "ratio", "error": "error"}
+        if field not in names:
+            raise MarkerError(f"{field!r} is no number to show; use one of {sorted(names)}")
+        value: float | None = getattr(self.row, names[field])
+        return value
+
+    def cell(self, field: str) -> str:
+        """Return a field as text; its status where a row was not measured."""
+        if field not in FIELDS:
+            raise MarkerError(f"no field {field!r}; use one of {', '.join(FIELDS)}")
+        row = self.row
+        if field == "status":
+            return row.status
+        if row.status != "ok":
+            return row.status if field in ("median", "rate", "ratio") else NONE
+        if field == "samples":
+            return str(len(row.samples))
+        if field == "quartiles":
+            low, high = row.q1 or 0.0, row.q3 or 0.0
+            return f"{format.quantity(low, row.unit)} – {format.quantity(high, row.unit)}"
+        value = self.number(field)
+        if value is None:
+            return NONE
+        if field == "rate":
+            return format.rate(value, self.case.rate_unit)
+        if field == "ratio":
+            return format.times(value)
+        return format.error(value) if field == "error" else format.quantity(value, row.unit)
+
+
+def choose(
+    record: Record, cases: str = "*", implementations: str = "*", metrics: str = "*"
+) -> list[Entry]:
+    """Return the rows that match, in the record's order; MarkerError where none does.
+
+    Each pattern is one or more globs, separated by `|`.
+    """
+    entries = [Entry(case, row) for case in record.cases for row in case.rows]
+    for dimension, pattern in (
+        ("case", cases),
+        ("implementation", implementations),
+        ("metric", metrics),
+    ):
+        there = unique(entry.label(dimension) for entry in entries)
+        for glob in pattern.split("|"):
+            if not any(_matches(name, glob) for name in there):
+                raise MarkerError(f"no {dimension} matches {glob!r}; there are {there}")
+        entries = [
+            entry
+            for entry in entries
+            if any(_matches(entry.label(dimension), glob) for glob in pattern.split("|"))
+        ]
+    return entries
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    """Return the names without repetition, in the order of their first appearance."""
+    return list(dict.fromkeys(names))
+
+
+def _matches(name: str, glob: str) -> bool:
+    return name == glob or fnmatchcase(name, glob)
