@@ -106,6 +106,7 @@ class GraphTimer:
     def pace(self, function: Callable[..., Any]) -> Pace:
         """Capture the calls; RuntimeError where the function cannot be captured."""
         sets = len(self.inputs.sets)
+        _check_no_wait(function, *self.inputs.sets[0])
         pace = self._capture(function, sets)
         rounds = math.ceil(GRAPH_S / (max(pace.seconds, 1e-7) * sets))
         calls = sets * max(1, min(rounds, MOST_GRAPH_CALLS // sets))
@@ -126,11 +127,27 @@ class GraphTimer:
         # Every output is kept to the end of the capture: freed, it would be the next one's memory,
         # and the calls would write one small buffer that never leaves the L2.
         kept = []
+        stream = torch.cuda.current_stream()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            for inputs in self.inputs.in_turn(calls, 0):
-                kept.append(function(*inputs))
+        try:
+            with torch.cuda.graph(graph):
+                for inputs in self.inputs.in_turn(calls, 0):
+                    kept.append(function(*inputs))
+        finally:
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream current
         pace = Pace(function, calls, 0.0, 0.0, state=(graph, kept[-1]))
         seconds = statistics.median(self.sample(pace, 0)[0] for _ in range(4))
         sample_s = seconds * calls + self.flush.seconds + 50e-6
         return replace(pace, seconds=seconds, sample_s=sample_s)
+
+
+def _check_no_wait(function: Callable[..., Any], *inputs: Any) -> None:
+    """Raise RuntimeError where a call waits for the GPU, which cannot be captured.
+
+    A failed capture leaves torch's allocator in disorder, so this is found out without one.
+    """
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        function(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def versions() -> dict[str, Any]:
     if torch is not None:
         found["torch"] = str(torch.__version__)
         found["cuda"] = torch.version.cuda
-        found["float32_matmul_precision"] = torch.get_float32_matmul_precision()
+        with suppress(RuntimeError):  # torch refuses where its old and new settings were mixed
+            found["float32_matmul_precision"] = torch.get_float32_matmul_precision()
     return found
 
 

@@ -8,72 +8,21 @@ import random
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from .case import Case, Implementation
+from .contender import Contender
 from .error import RefusalError
 from .progress import Progress
-from .record import CaseRecord, Measurement, derive
+from .record import CaseRecord, derive
 from .tensors import Inputs, draw, outputs_of, share_memory, size_in_bytes
-from .timing import CpuTimer, InputSets, Pace, Timer
+from .timing import CpuTimer, InputSets, Timer
 from .verify import Examiner
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
 SLOW_ROUNDS = 3  # where one call alone is longer than the budget
 CPU_SETS, CUDA_SETS = 3, 2
-
-
-@dataclass
-class Contender:
-    """An implementation on its way through a measurement."""
-
-    implementation: Implementation
-    status: str = "ok"
-    reason: str = ""
-    error: float | None = None
-    timer: str = ""
-    pace: Pace | None = None
-    rounds: int = 0
-    samples: list[float] = field(default_factory=list)
-    output: Inputs = ()
-
-    @contextmanager
-    def on_trial(self) -> Iterator[None]:
-        """Turn a refusal or a crash inside into this contender's status."""
-        try:
-            yield
-            _wait()
-        except RefusalError as refusal:
-            self._fail("refused", str(refusal))
-        except Exception as crash:
-            self._fail("failed", _one_line(crash))
-
-    def _fail(self, status: str, reason: str) -> None:
-        self.status, self.reason = status, reason
-        self.samples, self.pace, self.output, self.error = [], None, (), None
-
-    def saw(self, error: float) -> None:
-        """Keep the largest error of all checks."""
-        self.error = max(error, self.error or 0.0)
-
-    def record(self) -> Measurement:
-        """Return the row for the record: samples only where every check passed."""
-        return Measurement(
-            implementation=self.implementation.name,
-            metric="time",
-            unit="s",
-            better="lower",
-            ours=self.implementation.ours,
-            status=self.status,
-            reason=self.reason,
-            error=self.error,
-            timer=self.timer if self.samples else "",
-            calls=self.pace.calls if self.pace else 0,
-            samples=tuple(float(f"{sample:.6g}") for sample in self.samples),
-        )
 
 
 def measure(
@@ -220,11 +169,15 @@ class _Measurement:
 
     def take_turns(self, timer: Timer, inputs: InputSets) -> None:
         """Sample A B A B ..., so that whatever drifts hits all alike; check some timed results."""
-        rounds = max((each.rounds for each in self.alive()), default=0)
+        rounds = [each.rounds for each in self.alive()]
+        if not rounds:
+            return
+        # Each one's last round, and one that nobody can foresee.
+        checked = {each - 1 for each in rounds} | {self.random.randrange(min(rounds))}
         with _no_collector():
-            for turn in range(rounds):
+            for turn in range(max(rounds)):
                 playing = [each for each in self.alive() if turn < each.rounds]
-                if turn in self._checked(playing):
+                if turn in checked:
                     self._checked_round(timer, inputs, playing, turn)
                     continue
                 for each in playing:
@@ -232,12 +185,6 @@ class _Measurement:
                     with each.on_trial():
                         assert each.pace is not None
                         each.samples.append(timer.sample(each.pace, turn)[0])
-
-    def _checked(self, playing: list[Contender]) -> set[int]:
-        """Return the rounds whose results are examined: each one's last, and one unforeseeable."""
-        if not hasattr(self, "_drawn"):
-            self._drawn = self.random.randrange(min(each.rounds for each in playing))
-        return {self._drawn} | {each.rounds - 1 for each in playing}
 
     def _checked_round(
         self, timer: Timer, inputs: InputSets, playing: list[Contender], turn: int
@@ -281,17 +228,3 @@ def _no_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _wait() -> None:
-    """Bring an asynchronous CUDA error to the implementation that caused it."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()
-
-
-def _one_line(crash: Exception) -> str:
-    """Return type and first line of an exception, without this machine's folders."""
-    text = (str(crash).strip().splitlines() or [""])[0]
-    for folder in (Path.cwd(), Path.home()):
-        text = text.replace(f"{folder}/", "")
-    return f"{type(crash).__name__}: {text}"[:300]

@@ -20,7 +20,6 @@ STYLE = 1  # raise it when the drawing changes, so that every plot counts as out
 # Okabe and Ito's colours, told apart by colour-blind readers too; its yellow is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-GREY = "#8A8A8A"
 DIGEST = "infra_bench data sha256:"
 
 
@@ -141,7 +140,8 @@ def _bars(axes: Axes, plot: Plot) -> None:
             error_kw={"elinewidth": 1, "capsize": 2},
             **_look(number, series),
         )
-    axes.set_xticks(range(len(plot.x)), plot.x, rotation=20 if len(plot.x) > 4 else 0)
+    crowded = sum(map(len, plot.x)) > 60
+    axes.set_xticks(range(len(plot.x)), plot.x, rotation=20 if crowded else 0)
 
 
 def _lines(axes: Axes, plot: Plot) -> None:

@@ -28,6 +28,7 @@ def check_streams(examiner: Examiner, function: Callable[..., Any], flush: Flush
     right = examiner.contents
     stale = tuple(torch.zeros_like(each) for each in right)
     overwrite(examiner.inputs, stale)
+    examiner.poison()
     torch.cuda.synchronize()
     flush.write(BUSY_S)
     overwrite(examiner.inputs, right)
@@ -43,6 +44,7 @@ def check_streams(examiner: Examiner, function: Callable[..., Any], flush: Flush
             "works on another stream without waiting for this one, or without joining it again"
         ) from None
     lag, whole = min(_lag(examiner.inputs, function) for _ in range(3))
+    overwrite(examiner.inputs, right)  # in-place calls have changed them
     if lag > UNHEARD_S + SHARE * whole:
         raise RefusalError(
             f"the device works on for {lag * 1e6:.0f} us after the current stream is done, of "

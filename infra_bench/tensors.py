@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -79,7 +80,8 @@ def poison(like: Sequence[Tensor], dtypes: Sequence[torch.dtype], device: torch.
     would get the memory of an earlier, right answer, and half an answer would look whole.
     """
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # after a capture that failed, torch refuses
+            torch.cuda.empty_cache()
     for each, dtype in zip(like, dtypes, strict=True):
         value = float("nan") if dtype.is_floating_point else 101
         # Four, because workspaces of the same size may take the first ones.

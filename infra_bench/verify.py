@@ -63,8 +63,10 @@ class Examiner:
 
     def call(self, function: Callable[..., Any]) -> tuple[Inputs, float]:
         """Call on poisoned memory; return outputs and error, or raise RefusalError."""
-        poison(self.expected, [self.dtype_of(each) for each in self.expected], self.device)
+        self.poison()
         returned = function(*self.inputs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # whether work is left elsewhere is check_streams's question
         outputs = outputs_of(returned)
         if outputs is None:
             raise RefusalError(f"returns {type(returned).__name__}, not a tensor or tensors")
@@ -74,8 +76,13 @@ class Examiner:
             if self.case.inplace:
                 overwrite(self.inputs, self.contents)
 
+    def poison(self) -> None:
+        """Make sure that no free memory holds a right answer."""
+        poison(self.expected, [self.dtype_of(each) for each in self.expected], self.device)
+
     def judge(self, outputs: Inputs) -> float:
         """Return the error of outputs for the present contents, or raise RefusalError."""
+        copies = snapshot(outputs)  # first of all: a thread that still writes is not waited for
         self._check_form(outputs)
         if not self.case.inplace:
             if share_memory(outputs, self.inputs):
@@ -84,7 +91,7 @@ class Examiner:
                 overwrite(self.inputs, self.contents)  # so that the next one is judged fairly
                 raise RefusalError("changes its inputs")
         error = max(
-            (relative_error(a, b) for a, b in zip(outputs, self.expected, strict=True)), default=0.0
+            (relative_error(a, b) for a, b in zip(copies, self.expected, strict=True)), default=0.0
         )
         # Never `error > tolerance`: that is False for NaN, and would let it pass.
         if not error <= self.case.tolerance:
@@ -97,6 +104,10 @@ class Examiner:
         if len(outputs) != len(self.expected):
             raise RefusalError(f"returns {len(outputs)} tensors, not {len(self.expected)}")
         for got, want in zip(outputs, self.expected, strict=True):
+            if type(got) not in (Tensor, torch.nn.Parameter):
+                raise RefusalError(
+                    f"returns a {type(got).__name__}: a subclass of Tensor may put off its work"
+                )
             if got.shape != want.shape:
                 raise RefusalError(f"output shape is {tuple(got.shape)}, not {tuple(want.shape)}")
             if got.dtype != self.dtype_of(want):

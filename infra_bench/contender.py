@@ -1,0 +1,80 @@
+"""An implementation on its way through a measurement, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .case import Implementation
+from .error import RefusalError
+from .record import Measurement
+from .tensors import Inputs
+from .timing import Pace
+
+
+@dataclass
+class Contender:
+    """One implementation, its samples, and its status so far."""
+
+    implementation: Implementation
+    status: str = "ok"
+    reason: str = ""
+    error: float | None = None
+    timer: str = ""
+    pace: Pace | None = None
+    rounds: int = 0
+    samples: list[float] = field(default_factory=list)
+    output: Inputs = ()
+
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """Turn a refusal or a crash inside into this contender's status."""
+        try:
+            yield
+            _wait()
+        except RefusalError as refusal:
+            self._fail("refused", str(refusal))
+        except Exception as crash:
+            self._fail("failed", _one_line(crash))
+
+    def _fail(self, status: str, reason: str) -> None:
+        self.status, self.reason = status, reason
+        self.samples, self.pace, self.output, self.error = [], None, (), None
+
+    def saw(self, error: float) -> None:
+        """Keep the largest error of all checks."""
+        self.error = max(error, self.error or 0.0)
+
+    def record(self) -> Measurement:
+        """Return the row for the record: samples only where every check passed."""
+        return Measurement(
+            implementation=self.implementation.name,
+            metric="time",
+            unit="s",
+            better="lower",
+            ours=self.implementation.ours,
+            status=self.status,
+            reason=self.reason,
+            error=self.error,
+            timer=self.timer if self.samples else "",
+            calls=self.pace.calls if self.pace else 0,
+            samples=tuple(float(f"{sample:.6g}") for sample in self.samples),
+        )
+
+
+def _wait() -> None:
+    """Bring an asynchronous CUDA error to the implementation that caused it."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+
+
+def _one_line(crash: Exception) -> str:
+    """Return type and first line of an exception, without this machine's folders."""
+    text = (str(crash).strip().splitlines() or [""])[0]
+    for folder in (Path.cwd(), Path.home()):
+        text = text.replace(f"{folder}/", "")
+    return f"{type(crash).__name__}: {text}"[:300]
