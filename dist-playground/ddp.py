@@ -1,6 +1,7 @@
 """torchrun --nproc-per-node 2 ddp.py
 
-DOC
+Data parallel: every rank has the whole model and its share of each batch; gradients are averaged.
+Trains a small GPT on the Python standard library's source, on GPUs (NCCL) or CPUs (gloo).
 """
 
 try:

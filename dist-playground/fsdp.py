@@ -1,6 +1,7 @@
 """torchrun --nproc-per-node 2 fsdp.py
 
-DOC
+Fully sharded data parallel: as ddp.py, but each rank keeps only its part of the weights, gradients
+and optimizer state, and gathers a block's weights just while it runs.
 """
 
 try:

@@ -1,6 +1,8 @@
-"""torchrun --nproc-per-node 2 single.py
+"""python single.py
 
-DOC
+The training loop with nothing parallel in it: what the other scripts must equal. Under torchrun
+each rank trains a model of its own on its share of the batch and never talks: the speed that
+communication is measured against, and the losses that a missing all-reduce would give.
 """
 
 try:

@@ -1,6 +1,6 @@
 """torchrun --nproc-per-node 2 tensor_parallel.py
 
-DOC
+Tensor parallel: every matrix is cut over the ranks, and all of them work on the same whole batch.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""Train one small GPT with data, sharded-data or tensor parallelism, and get one process's numbers."""
+"""Train a small GPT by data, sharded-data or tensor parallelism, and get one process's numbers."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -23,15 +23,15 @@ FILES = 64  # modules read, in order of name: about 1.5 MB
 
 @dataclass(frozen=True)
 class Text:
-    """The training text: tokens_N as uint8 and where they come from."""
+    """The training text: a token a byte, [N] uint8, and how many files it is from."""
 
-    tokens_N: Tensor
+    tokens: Tensor
     files: int
 
     @property
     def checksum(self) -> int:
         """CRC-32 of the bytes: two ranks on different Python versions read different text."""
-        return zlib.crc32(self.tokens_N.numpy().tobytes())
+        return zlib.crc32(self.tokens.numpy().tobytes())
 
 
 def read_standard_library(folder: Path | None = None, files: int = FILES) -> Text:
@@ -74,7 +74,7 @@ class Batches:
     seed: int
 
     def __post_init__(self) -> None:
-        available = len(self.text.tokens_N)
+        available = len(self.text.tokens)
         if self.sequence_length >= available:
             raise UsageError(
                 f"--sequence-length {self.sequence_length} is as long as the whole text of "
@@ -83,11 +83,12 @@ class Batches:
 
     def draw(self, step: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Inputs and targets [B, T], int64, of these rows; a target is the input's next byte."""
-        # numpy mixes (seed, step) into one stream; torch's CPU generator keeps only the low 32
-        # bits of a seed, so packing both into one integer would drop one of them.
-        generator = np.random.default_rng((self.seed, step))
-        last_start = len(self.text.tokens_N) - self.sequence_length
+        # A spawn key keeps (seed, step) apart whatever their size. Both packed into one integer
+        # would not do: torch's CPU generator, for one, keeps only the low 32 bits of a seed.
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(step,))
+        generator = np.random.default_rng(sequence)
+        last_start = len(self.text.tokens) - self.sequence_length
         starts_B = torch.from_numpy(generator.integers(0, last_start, size=self.batch_size))
         window_U = torch.arange(self.sequence_length + 1)
-        tokens_BU = self.text.tokens_N[starts_B[rows, None] + window_U].long()
+        tokens_BU = self.text.tokens[starts_B[rows, None] + window_U].long()
         return tokens_BU[:, :-1], tokens_BU[:, 1:]

@@ -28,7 +28,7 @@ class StepTimer:
     def mark(self) -> None:
         """Note the end of a step; call once before the first."""
         if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self._events.append(event)
         else:

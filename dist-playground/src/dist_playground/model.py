@@ -74,7 +74,8 @@ class Attention(nn.Module):
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
         # -1, not the number of heads: a tensor-parallel rank holds only some of them.
-        return x_BTD.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        B, T, _ = x_BTD.shape
+        return x_BTD.view(B, T, -1, self.head_width).transpose(1, 2)
 
     def forward(self, x_BTD: Tensor, rotation_2TF: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -115,7 +116,8 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, rotation_2TF: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation_2TF)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        return x_BTD
 
 
 class GPT(nn.Module):
@@ -146,4 +148,5 @@ class GPT(nn.Module):
         for block in self.blocks:
             x_BTD = block(x_BTD, rotation_2TF)
         logits_BTV = self.head(self.norm(x_BTD)).float()
-        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        loss: Tensor = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        return loss

@@ -1,5 +1,6 @@
 """Join the other processes: one process group over NCCL (GPUs) or gloo (CPUs), left cleanly."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,13 +37,17 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
         # Alone: a store in this process's memory, so no port is opened at all.
         dist.init_process_group(
             world.backend,
-            store=dist.HashStore(),
+            store=dist.HashStore(),  # type: ignore[attr-defined]
             rank=0,
             world_size=1,
             timeout=timeout,
             device_id=device_id,
         )
     yield
+    # DDP's reducer refers to the group. Were that the last reference to go, the group's destructor
+    # would wait, holding the GIL, for gloo threads that may need the GIL to free a tensor: seen as
+    # a run that never ended. So what the block left behind goes first, reference cycles included.
+    gc.collect()
     # Not in a `finally`: after an error the other ranks may be gone, and saying goodbye to them
     # would wait for the timeout. The process ends, and torchrun ends the others.
     dist.destroy_process_group()

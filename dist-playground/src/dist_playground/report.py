@@ -50,12 +50,11 @@ class Report:
     def start(self, result: "Result", rows: slice) -> None:
         """Each rank says who it is, what it holds and which rows it trains on."""
         if self._world.rank == 0:
-            sharing = (
-                "" if self._strategy.synchronises or self._world.size == 1 else ", unconnected"
-            )
+            ranks = "1 rank" if self._world.size == 1 else f"{self._world.size} ranks"
+            apart = self._world.size > 1 and not self._strategy.synchronises
             print(
-                f"{self._strategy.name}: {self._world.size} rank"
-                f"{'s' * (self._world.size > 1)} over {self._world.backend}{sharing}, "
+                f"{self._strategy.name}: {ranks} over {self._world.backend}"
+                f"{', not talking to each other' if apart else ''}, "
                 f"{self._settings.model} GPT of {result.parameters:,} parameters, "
                 f"global batch {self._settings.batch_size} x {self._settings.sequence_length} "
                 f"bytes, {self._settings.dtype}",

@@ -1,13 +1,13 @@
 """What each training script calls: read the options, join the others, train, report."""
 
 import io
-import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
 from dist_playground.data import Batches, read_standard_library, rows_of_rank
+from dist_playground.ending import run_and_exit
 from dist_playground.errors import UsageError
 from dist_playground.model import MODELS
 from dist_playground.process_group import process_group
@@ -20,19 +20,14 @@ from dist_playground.world import World, read_world
 __all__ = ["run_script"]
 
 
-def run_script(strategy: Strategy, description: str) -> None:
-    """Train as the command line says; what is wrong with it ends the process with one line."""
+def run_script(strategy: Strategy, description: str) -> NoReturn:
+    """Train as the command line says and end the process: 0, or 1 after a line that says why."""
     settings = parse_settings(description)
-    who = ""
-    try:
-        world = read_world(settings.device)
-        who = f"[rank {world.rank}] "
-        _run(world, settings, strategy)
-    except UsageError as error:
-        sys.exit(f"{who}error: {error}")
+    run_and_exit(lambda: _run(settings, strategy))
 
 
-def _run(world: World, settings: Settings, strategy: Strategy) -> None:
+def _run(settings: Settings, strategy: Strategy) -> None:
+    world = read_world(settings.device)
     # Everything that a rank can check alone is checked before it waits for the others.
     strategy.check(MODELS[settings.model], settings.sequence_length, world.size)
     share = world.size if strategy.splits_batch else 1
@@ -42,13 +37,22 @@ def _run(world: World, settings: Settings, strategy: Strategy) -> None:
     batches = Batches(text, settings.batch_size, settings.sequence_length, settings.seed)
     with process_group(world, settings.timeout_s):
         _same_everywhere(world, settings, text.checksum)
-        report = Report(world, settings, strategy)
-        module, result = train(world, settings, strategy, batches, rows, report)
-        record = report.end(result)
-        record["text"] = {"files": text.files, "bytes": len(text.tokens_N), "crc32": text.checksum}
-        weights = full_weights(module) if settings.save else {}
-        if world.rank == 0:
-            _write(settings, record, weights)
+        record, weights = _train(world, settings, strategy, batches, rows)
+    record["text"] = {"files": text.files, "bytes": len(text.tokens), "crc32": text.checksum}
+    if world.rank == 0:
+        _write(settings, record, weights)
+
+
+def _train(
+    world: World, settings: Settings, strategy: Strategy, batches: Batches, rows: slice
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The run's record and, if wanted, its weights; the module itself ends here.
+
+    It must not outlive the process group: see `process_group`.
+    """
+    report = Report(world, settings, strategy)
+    module, result = train(world, settings, strategy, batches, rows, report)
+    return report.end(result), full_weights(module) if settings.save else {}
 
 
 def _make_folders(settings: Settings, world: World) -> None:

@@ -126,4 +126,5 @@ def _refuse_non_finite(result: Result, step: int, settings: Settings) -> None:
 def full_weights(module: nn.Module) -> dict[str, Tensor]:
     """The whole model's weights on rank 0's CPU, named as in GPT; all ranks must call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return dict(get_model_state_dict(module, options=options))
+    weights = get_model_state_dict(module, options=options)
+    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}

@@ -1,0 +1,257 @@
+"""python benchmark.py
+
+Trains the same GPT alone, with DDP, with FSDP and with tensor parallelism, each through its script
+and torchrun, and compares tokens a second, memory a rank, and losses with one process.
+
+With two GPUs it runs on them over NCCL, else on CPUs over gloo. Weak scaling: each rank of DDP and
+FSDP gets as many rows as the single process has, so that N ranks train on a batch N times as
+large; tensor parallel ranks share the single process's batch. "no communication" is the ideal: as
+many single processes at the same time that never talk, so that what they lose by sharing the
+machine is not blamed on communication. Losses are compared with one process on the same global
+batch, in the runs that are timed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+try:
+    import infra_bench
+except ModuleNotFoundError:  # not installed: use the one in the checkout that this file lies in
+    sys.path.insert(0, str(PACKAGE.parent))
+    import infra_bench
+try:
+    import dist_playground
+    import torch
+except ModuleNotFoundError as error:
+    raise SystemExit(f"{error}: run `pip install ./dist-playground` first") from None
+
+BASELINE = "single process"
+VERIFIED_STEPS = 6  # of which losses are compared: later ones drift apart, as rounding is amplified
+TIMEOUT_S = 300
+# Largest relative difference of a loss; tests/test_equals_one_process.py says where these are from.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one rank trains on, for how long, and how often each run is repeated in turn."""
+
+    device: str
+    ranks: int
+    model: str
+    rows: int
+    sequence_length: int
+    dtype: str
+    warm_up: int  # steps at the start of each run that are not counted
+    steps: int
+    rounds: int
+
+    @property
+    def name(self) -> str:
+        """The case's name in the record."""
+        backend = "nccl" if self.device == "cuda" else "gloo"
+        size = f"{self.rows}x{self.sequence_length}"
+        return f"{self.model}, {size} a rank, {self.dtype}, {self.ranks} ranks on {backend}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: a script, its number of ranks, and its global batch in rows."""
+
+    name: str
+    script: str
+    ranks: int
+    batch: int
+    verified: bool = True
+
+
+def methods(workload: Workload) -> list[Method]:
+    """What is compared; `batch` makes each rank of ddp and fsdp as busy as the single process."""
+    ranks, rows = workload.ranks, workload.rows
+    return [
+        Method(BASELINE, "single.py", 1, rows, verified=False),
+        Method(f"no communication, x{ranks}", "single.py", ranks, rows * ranks, verified=False),
+        Method("ddp", "ddp.py", ranks, rows * ranks),
+        Method("fsdp", "fsdp.py", ranks, rows * ranks),
+        Method("tensor parallel", "tensor_parallel.py", ranks, rows),
+    ]
+
+
+class RunFailedError(Exception):
+    """A training run that ended with an error, or did not end; its message says why."""
+
+
+def train(workload: Workload, method: Method, steps: int) -> dict[str, Any]:
+    """Run one script to its end; returns the record that its rank 0 wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.json"
+        # One rank also goes through torchrun, so that all start the same way.
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={method.ranks}", str(PACKAGE / method.script)]
+        command += ["--device", workload.device, "--model", workload.model]
+        command += ["--batch-size", str(method.batch), "--dtype", workload.dtype]
+        command += ["--sequence-length", str(workload.sequence_length), "--steps", str(steps)]
+        command += ["--log-every", str(steps), "--json", str(file)]
+        # One thread a rank: two ranks on two cores against one rank on one core.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            errors = process.communicate(timeout=TIMEOUT_S)[1]
+        except subprocess.TimeoutExpired:
+            raise RunFailedError(f"did not end within {TIMEOUT_S} s") from None
+        finally:
+            end(process)
+        if process.returncode != 0 or not file.exists():
+            raise RunFailedError(reason(errors) or f"exit code {process.returncode}")
+        record: dict[str, Any] = json.loads(file.read_text())
+        return record
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """Leave no rank behind, also on Ctrl-C: torchrun ends its ranks when it is asked to end."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.communicate(timeout=35)  # it gives them 30 s
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def reason(errors: str) -> str:
+    """The line that says what went wrong: ours if there is one, else the first exception's."""
+    lines = [line.strip() for line in errors.splitlines()]
+    ours = [line for line in lines if "error: " in line and line.startswith("[rank")]
+    raised = [line for line in lines if "Error: " in line]
+    return (ours + raised + [""])[0]
+
+
+def loss_difference(record: dict[str, Any], reference: dict[str, Any]) -> float:
+    """Largest relative difference of the first steps' losses."""
+    pairs = list(zip(record["losses"], reference["losses"], strict=False))[:VERIFIED_STEPS]
+    return max(abs(ours - one) / abs(one) for ours, one in pairs)
+
+
+def rows_of(
+    workload: Workload, method: Method, records: list[dict[str, Any]], error: float | None
+) -> list[infra_bench.Row]:
+    """The metrics of one method, samples of all rounds one after another."""
+    rates = [rate for r in records for rate in r["tokens_per_second"][workload.warm_up :]]
+    unit, scale = ("GiB", 2**30) if workload.device == "cuda" else ("MiB", 2**20)
+
+    def of_fullest_rank(metric: str, key: str) -> infra_bench.Row:
+        # The fullest rank decides whether a model fits.
+        samples = [max(rank[key] for rank in record["ranks"]) / scale for record in records]
+        return infra_bench.Row(method.name, metric, unit, samples, better="lower")
+
+    tolerance = TOLERANCE[workload.dtype]
+    wrong = error is not None and not error <= tolerance
+    why = f"losses differ from one process by {error:.2g}, more than {tolerance:g}" if wrong else ""
+    status = "refused" if wrong else "ok"
+    return [
+        infra_bench.Row(
+            method.name, "tokens", "tok/s", rates, error=error, status=status, reason=why
+        ),
+        of_fullest_rank("peak memory", "peak_bytes"),
+        of_fullest_rank("model state", "state_bytes"),
+    ]
+
+
+def compare(run: infra_bench.Run, workload: Workload) -> None:
+    """Run every method, in turns and `rounds` times, and add their rows to the run."""
+    everything = methods(workload)
+    references: dict[int, dict[str, Any]] = {}
+    records: dict[str, list[dict[str, Any]]] = {method.name: [] for method in everything}
+    failed: dict[str, str] = {}
+    steps = workload.warm_up + workload.steps
+
+    def attempt(method: Method, steps: int, what: str) -> dict[str, Any] | None:
+        print(f"{method.name}: {method.script}, {method.ranks} rank(s), {what}", flush=True)
+        try:
+            return train(workload, method, steps)
+        except RunFailedError as error:
+            failed[method.name] = str(error)
+            print(f"{method.name} failed: {error}", flush=True)
+            return None
+
+    for turn in range(workload.rounds):
+        for method in everything:
+            if method.name not in failed:
+                what = f"{steps} steps, round {turn + 1} of {workload.rounds}"
+                if record := attempt(method, steps, what):
+                    records[method.name].append(record)
+    if records[BASELINE]:
+        references[workload.rows] = records[BASELINE][0]
+    large = Method("reference of the losses", "single.py", 1, workload.rows * workload.ranks)
+    if record := attempt(large, VERIFIED_STEPS, "the global batch of ddp and fsdp in one process"):
+        references[large.batch] = record
+
+    rows: list[infra_bench.Row] = []
+    for method in everything:
+        missing = method.verified and method.batch not in references
+        if method.name in failed or missing:
+            why = failed.get(method.name) or f"no reference to compare with: {failed}"
+            rows.append(
+                infra_bench.Row(method.name, "tokens", "tok/s", [], status="failed", reason=why)
+            )
+            continue
+        reference = references[method.batch] if method.verified else None
+        differences = [loss_difference(r, reference) for r in records[method.name] if reference]
+        rows += rows_of(workload, method, records[method.name], max(differences, default=None))
+    run.add(
+        workload.name,
+        rows,
+        baseline=BASELINE,
+        params={
+            "model": workload.model,
+            "ranks": workload.ranks,
+            "rows a rank": workload.rows,
+            "T": workload.sequence_length,
+            "dtype": workload.dtype,
+            "device": workload.device,
+        },
+    )
+
+
+def workload_for_this_machine(quick: bool) -> Workload:
+    """Two GPUs where there are two, else two CPU processes with a thread each."""
+    gpus = torch.cuda.device_count()
+    if gpus >= 2:
+        steps, rounds = (10, 1) if quick else (30, 3)
+        return Workload("cuda", 2, "small", 16, 1024, "bfloat16", 5, steps, rounds)
+    print(f"{gpus} GPUs here, two are needed for NCCL: two CPU processes over gloo", flush=True)
+    steps, rounds = (8, 1) if quick else (20, 3)
+    return Workload("cpu", 2, "tiny", 8, 128, "float32", 2, steps, rounds)
+
+
+def main() -> int:
+    """Parse the options, run the comparison, write the record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="about a minute on two cores")
+    parser.add_argument("--out", type=Path, help="folder for the record (default: results/)")
+    arguments = parser.parse_args()
+    workload = workload_for_this_machine(arguments.quick)
+    run = infra_bench.Run(
+        "dist-playground",
+        directory=PACKAGE,
+        version=dist_playground.__version__,
+        device=workload.device,
+    )
+    compare(run, workload)
+    run.finish(out=arguments.out)
+    return run.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
