@@ -20,7 +20,7 @@ SHAPES = [
     (33, 65, 1),
     (1, 1, 4099),
     (127, 129, 8191),
-    # One past the CPU's blocks of K (256), of N (2048 with AVX-512) and of M (1536 when threaded).
+    # One past the CPU's blocks of K (256), of N (2048 with AVX-512) and several of M (192).
     (13, 37, 257),
     (3, 2049, 513),
     (1537, 33, 257),

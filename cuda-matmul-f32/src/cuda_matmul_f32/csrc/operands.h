@@ -27,7 +27,8 @@ inline Matrix as_matrix(const at::Tensor& t) {
 }
 
 inline Problem make_problem(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {
-  return {a.size(0), b.size(1), a.size(1), as_matrix(a), as_matrix(b), c.mutable_data_ptr<float>()};
+  return {a.size(0),  b.size(1), a.size(1), as_matrix(a), as_matrix(b), c.mutable_data_ptr<float>(),
+          c.stride(0)};
 }
 
 // The rung called `name`; "auto" is the top one.

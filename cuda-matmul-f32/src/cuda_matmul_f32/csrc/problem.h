@@ -1,4 +1,4 @@
-// One matrix product as every kernel sees it: C = A B, all FP32, with C contiguous and row-major.
+// One matrix product as every kernel sees it: C = A B, all FP32, with C row-major.
 #pragma once
 
 #include <cstdint>
@@ -26,4 +26,5 @@ struct Problem {
   Matrix a;  // [M, K]
   Matrix b;  // [K, N]
   float* c;  // [M, N], uninitialised on entry: a kernel writes every element, also when K is 0
+  int64_t c_stride;  // in elements, from one row of C to the next
 };

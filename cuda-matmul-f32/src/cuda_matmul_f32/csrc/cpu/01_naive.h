@@ -13,7 +13,7 @@ inline void naive(const Problem& p) {
     for (int64_t j = 0; j < p.N; ++j) {
       float sum = 0.0f;
       for (int64_t k = 0; k < p.K; ++k) sum += p.a(i, k) * p.b(k, j);
-      p.c[i * p.N + j] = sum;
+      p.c[i * p.c_stride + j] = sum;
     }
   }
 }

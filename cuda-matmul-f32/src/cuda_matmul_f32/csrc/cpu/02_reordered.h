@@ -7,8 +7,7 @@
 //   per row of A: at 1024 x 1024 that is 4 MiB a row, more than most L2 caches hold.
 #pragma once
 
-#include <algorithm>
-
+#include "cpu/clear.h"
 #include "problem.h"
 
 // c[j] += a * b[j]. Restrict tells the compiler that C is not B, else it could not vectorise; for a
@@ -19,10 +18,10 @@ inline void add_scaled_row(float* __restrict__ c, float a, const float* __restri
 }
 
 inline void reordered(const Problem& p) {
-  std::fill_n(p.c, p.M * p.N, 0.0f);
+  clear(p);
   for (int64_t i = 0; i < p.M; ++i) {
     for (int64_t k = 0; k < p.K; ++k) {
-      add_scaled_row(p.c + i * p.N, p.a(i, k), &p.b(k, 0), p.b.col_stride, p.N);
+      add_scaled_row(p.c + i * p.c_stride, p.a(i, k), &p.b(k, 0), p.b.col_stride, p.N);
     }
   }
 }

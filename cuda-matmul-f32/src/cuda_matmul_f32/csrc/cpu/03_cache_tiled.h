@@ -10,19 +10,20 @@
 #include <algorithm>
 
 #include "cpu/02_reordered.h"
+#include "cpu/clear.h"
 #include "problem.h"
 
 inline void cache_tiled(const Problem& p) {
   constexpr int64_t kTileK = 64;
   constexpr int64_t kTileN = 512;
-  std::fill_n(p.c, p.M * p.N, 0.0f);
+  clear(p);
   for (int64_t k0 = 0; k0 < p.K; k0 += kTileK) {
     const int64_t k1 = std::min(k0 + kTileK, p.K);
     for (int64_t j0 = 0; j0 < p.N; j0 += kTileN) {
       const int64_t width = std::min(kTileN, p.N - j0);
       for (int64_t i = 0; i < p.M; ++i) {
         for (int64_t k = k0; k < k1; ++k) {
-          add_scaled_row(p.c + i * p.N + j0, p.a(i, k), &p.b(k, j0), p.b.col_stride, width);
+          add_scaled_row(p.c + i * p.c_stride + j0, p.a(i, k), &p.b(k, j0), p.b.col_stride, width);
         }
       }
     }

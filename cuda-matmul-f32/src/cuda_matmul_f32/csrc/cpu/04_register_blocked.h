@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "cpu/clear.h"
 #include "cpu/micro_kernel.h"
 #include "cpu/pack.h"
 #include "problem.h"
@@ -54,7 +55,7 @@ inline void multiply_packed(const float* a, const float* b, int64_t depth, float
 }
 
 inline void register_blocked(const Problem& p) {
-  if (p.K == 0) std::fill_n(p.c, p.M * p.N, 0.0f);
+  if (p.K == 0) clear(p);
   thread_local Scratch a_scratch, b_scratch;
   const int64_t depth_max = std::min(kBlockK, p.K);
   float* a = a_scratch.at_least(round_up(std::min(kBlockM, p.M), kRows) * depth_max);
@@ -68,7 +69,7 @@ inline void register_blocked(const Problem& p) {
       for (int64_t i = 0; i < p.M; i += kBlockM) {
         const int64_t rows = std::min(kBlockM, p.M - i);
         for (int64_t x = 0; x < ceil_div(rows, kRows); ++x) pack_a(p, i, rows, k, depth, x, a);
-        multiply_packed(a, b, depth, p.c + i * p.N + j, p.N, rows, cols, k > 0);
+        multiply_packed(a, b, depth, p.c + i * p.c_stride + j, p.c_stride, rows, cols, k > 0);
       }
     }
   }

@@ -1,11 +1,13 @@
 // CPU 5: rung 4 on all cores.
 //
-// Removes: the idle cores. All threads pack the panels of one large block of A and of B, which all
-//   then read; each multiplies its own tiles of C, so no two threads write the same element
-//   and the result has the same bits for any number of threads.
-// Leaves: parallel work along K (a small C with a long K keeps few cores busy), and the padding of
-// a
-//   matrix with a single row or column to a whole register tile.
+// Removes: the idle cores. C is cut into as many rectangles as there are threads, and each thread
+//   runs rung 4 on its own. They meet once, at the end: no thread waits for another in between
+//   (which costs most on a laptop that does other work too), and no two write the same element, so
+//   the result has the same bits for any number of threads.
+// Leaves: panels packed once per thread that needs them instead of once, which tells with many
+// cores;
+//   no parallel work along K (a small C with a long K keeps few cores busy); and a matrix with a
+//   single row or column, padded to a whole register tile.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -15,43 +17,48 @@
 #include "cpu/04_register_blocked.h"
 #include "problem.h"
 
-inline void threaded(const Problem& p) {
-  // Larger than rung 4's block of A, so that there are tiles for all threads between two barriers.
-  constexpr int64_t kSharedM = kBlockM * 8;
-  constexpr int64_t kTileM = kRows * 8;
-  constexpr int64_t kTileN = kCols * 8;
+// How many parts C's rows and columns are cut into, and each part's size in whole register tiles.
+struct Grid {
+  int64_t parts_m, parts_n;
+  int64_t rows, cols;
+};
 
-  if (p.K == 0) std::fill_n(p.c, p.M * p.N, 0.0f);
-  // The calling thread's scratch; the others get its address. Its size is bounded by the blocks'.
-  thread_local Scratch a_scratch, b_scratch;
-  const int64_t depth_max = std::min(kBlockK, p.K);
-  float* a = a_scratch.at_least(round_up(std::min(kSharedM, p.M), kRows) * depth_max);
-  float* b = b_scratch.at_least(round_up(std::min(kBlockN, p.N), kCols) * depth_max);
-
-  for (int64_t j = 0; j < p.N; j += kBlockN) {
-    const int64_t cols = std::min(kBlockN, p.N - j);
-    for (int64_t k = 0; k < p.K; k += kBlockK) {
-      const int64_t depth = std::min(kBlockK, p.K - k);
-      at::parallel_for(0, ceil_div(cols, kCols), 4, [&](int64_t first, int64_t last) {
-        for (int64_t x = first; x < last; ++x) pack_b(p, k, depth, j, cols, x, b);
-      });
-      for (int64_t i = 0; i < p.M; i += kSharedM) {
-        const int64_t rows = std::min(kSharedM, p.M - i);
-        at::parallel_for(0, ceil_div(rows, kRows), 4, [&](int64_t first, int64_t last) {
-          for (int64_t x = first; x < last; ++x) pack_a(p, i, rows, k, depth, x, a);
-        });
-        const int64_t tiles_n = ceil_div(cols, kTileN);
-        const int64_t tiles = ceil_div(rows, kTileM) * tiles_n;
-        at::parallel_for(0, tiles, 1, [&](int64_t first, int64_t last) {
-          for (int64_t tile = first; tile < last; ++tile) {
-            const int64_t row = tile / tiles_n * kTileM;
-            const int64_t col = tile % tiles_n * kTileN;
-            multiply_packed(a + row * depth, b + col * depth, depth,
-                            p.c + (i + row) * p.N + j + col, p.N, std::min(kTileM, rows - row),
-                            std::min(kTileN, cols - col), k > 0);
-          }
-        });
-      }
+// The grid of at most `threads` parts whose largest part takes least time. A packed element costs a
+// thread about as much as kPackCost multiply-adds: only the order of magnitude matters.
+inline Grid best_grid(const Problem& p, int64_t threads) {
+  constexpr int64_t kPackCost = 32;
+  Grid best{};
+  int64_t best_cost = INT64_MAX;
+  for (int64_t want_m = 1; want_m <= threads; ++want_m) {
+    const int64_t rows = round_up(ceil_div(p.M, want_m), kRows);
+    const int64_t cols = round_up(ceil_div(p.N, threads / want_m), kCols);
+    const int64_t cost = rows * cols + kPackCost * (rows + cols);
+    if (cost < best_cost) {
+      best_cost = cost;
+      best = {ceil_div(p.M, rows), ceil_div(p.N, cols), rows, cols};
     }
   }
+  return best;
+}
+
+inline void threaded(const Problem& p) {
+  // Below this a thread's share (some microseconds) is not worth waking it for.
+  constexpr double kLeastWork = 1 << 18;
+  const double work = static_cast<double>(p.M) * p.N * std::max<int64_t>(p.K, 1);
+  const double threads = std::clamp(work / kLeastWork, 1.0, 1.0 * at::get_num_threads());
+
+  const Grid grid = best_grid(p, static_cast<int64_t>(threads));
+  at::parallel_for(0, grid.parts_m * grid.parts_n, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t row = part / grid.parts_n * grid.rows;
+      const int64_t col = part % grid.parts_n * grid.cols;
+      Problem mine = p;
+      mine.M = std::min(grid.rows, p.M - row);
+      mine.N = std::min(grid.cols, p.N - col);
+      mine.a.data = &p.a(row, 0);
+      mine.b.data = &p.b(0, col);
+      mine.c = p.c + row * p.c_stride + col;
+      register_blocked(mine);
+    }
+  });
 }

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kNaiveTile.threads) naive_kernel(const Problem
 
   float sum = 0.0f;
   for (int64_t k = 0; k < p.K; ++k) sum += p.a(row, k) * p.b(k, col);
-  p.c[row * p.N + col] = sum;
+  p.c[row * p.c_stride + col] = sum;
 }
 
 inline cudaError_t launch_naive(const Problem& p, cudaStream_t stream) {

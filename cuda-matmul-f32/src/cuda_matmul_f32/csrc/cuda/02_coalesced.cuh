@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kCoalescedTile.threads) coalesced_kernel(const
 
   float sum = 0.0f;
   for (int64_t k = 0; k < p.K; ++k) sum += p.a(row, k) * p.b(k, col);
-  p.c[row * p.N + col] = sum;
+  p.c[row * p.c_stride + col] = sum;
 }
 
 inline cudaError_t launch_coalesced(const Problem& p, cudaStream_t stream) {

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kSharedTile.threads) shared_tile_kernel(const 
   }
   // Only now: a thread outside of C must still load for the others and reach the barriers.
   if (tile.row + row < p.M && tile.col + col < p.N) {
-    p.c[(tile.row + row) * p.N + tile.col + col] = sum;
+    p.c[(tile.row + row) * p.c_stride + tile.col + col] = sum;
   }
 }
 
