@@ -71,6 +71,8 @@ class Method:
     ranks: int
     batch: int
     verified: bool = True
+    steps: int = sys.maxsize  # at most so many
+    rounds: int = sys.maxsize
 
 
 def methods(workload: Workload) -> list[Method]:
@@ -135,10 +137,12 @@ def reason(errors: str) -> str:
     return (ours + raised + [""])[0]
 
 
-def loss_difference(record: dict[str, Any], reference: dict[str, Any]) -> float:
-    """Largest relative difference of the first steps' losses."""
-    pairs = list(zip(record["losses"], reference["losses"], strict=False))[:VERIFIED_STEPS]
-    return max(abs(ours - one) / abs(one) for ours, one in pairs)
+def loss_difference(records: list[dict[str, Any]], reference: dict[str, Any]) -> float:
+    """Largest relative difference of the first steps' losses, over all rounds; NaN if one is."""
+    one = torch.tensor(reference["losses"][:VERIFIED_STEPS], dtype=torch.float64)
+    ours = [record["losses"][:VERIFIED_STEPS] for record in records]
+    # torch's max, not Python's: max(0.0, nan) is 0.0.
+    return ((torch.tensor(ours, dtype=torch.float64) - one).abs() / one).max().item()
 
 
 def rows_of(
@@ -166,50 +170,56 @@ def rows_of(
     ]
 
 
-def compare(run: infra_bench.Run, workload: Workload) -> None:
-    """Run every method, in turns and `rounds` times, and add their rows to the run."""
-    everything = methods(workload)
-    references: dict[int, dict[str, Any]] = {}
-    records: dict[str, list[dict[str, Any]]] = {method.name: [] for method in everything}
-    failed: dict[str, str] = {}
+def run_in_turns(
+    workload: Workload, everything: list[Method]
+) -> tuple[dict[Method, list[dict[str, Any]]], dict[Method, str]]:
+    """Run A B C, A B C ...: each method's records by round, and why a method failed."""
+    records: dict[Method, list[dict[str, Any]]] = {method: [] for method in everything}
+    failed: dict[Method, str] = {}
     steps = workload.warm_up + workload.steps
-
-    def attempt(method: Method, steps: int, what: str) -> dict[str, Any] | None:
-        print(f"{method.name}: {method.script}, {method.ranks} rank(s), {what}", flush=True)
-        try:
-            return train(workload, method, steps)
-        except RunFailedError as error:
-            failed[method.name] = str(error)
-            print(f"{method.name} failed: {error}", flush=True)
-            return None
-
     for turn in range(workload.rounds):
         for method in everything:
-            if method.name not in failed:
-                what = f"{steps} steps, round {turn + 1} of {workload.rounds}"
-                if record := attempt(method, steps, what):
-                    records[method.name].append(record)
-    if records[BASELINE]:
-        references[workload.rows] = records[BASELINE][0]
-    large = Method("reference of the losses", "single.py", 1, workload.rows * workload.ranks)
-    if record := attempt(large, VERIFIED_STEPS, "the global batch of ddp and fsdp in one process"):
-        references[large.batch] = record
+            if method in failed or turn >= method.rounds:
+                continue
+            wanted = min(steps, method.steps)
+            about = f"{method.script}, {method.ranks} rank(s), {wanted} steps"
+            print(f"round {turn + 1}: {method.name} ({about})", flush=True)
+            try:
+                records[method].append(train(workload, method, wanted))
+            except RunFailedError as error:
+                failed[method] = str(error)
+                print(f"{method.name} failed: {error}", flush=True)
+    return records, failed
 
-    rows: list[infra_bench.Row] = []
-    for method in everything:
-        missing = method.verified and method.batch not in references
-        if method.name in failed or missing:
-            why = failed.get(method.name) or f"no reference to compare with: {failed}"
-            rows.append(
+
+def compare(run: infra_bench.Run, workload: Workload) -> None:
+    """Run every method and add its rows to the run."""
+    compared = methods(workload)
+    rows, both = workload.rows, workload.rows * workload.ranks
+    large = Method(
+        "reference for ddp and fsdp", "single.py", 1, both, steps=VERIFIED_STEPS, rounds=1
+    )
+    records, failed = run_in_turns(workload, [*compared, large])
+    reference_of = {rows: compared[0], both: large}
+
+    found: list[infra_bench.Row] = []
+    for method in compared:
+        reference = reference_of[method.batch] if method.verified else method
+        why = failed.get(method, "")
+        if not why and reference in failed:
+            why = f"nothing to compare its losses with: {reference.name}: {failed[reference]}"
+        if why:
+            found.append(
                 infra_bench.Row(method.name, "tokens", "tok/s", [], status="failed", reason=why)
             )
             continue
-        reference = references[method.batch] if method.verified else None
-        differences = [loss_difference(r, reference) for r in records[method.name] if reference]
-        rows += rows_of(workload, method, records[method.name], max(differences, default=None))
+        error = None
+        if method.verified:
+            error = loss_difference(records[method], records[reference][0])
+        found += rows_of(workload, method, records[method], error)
     run.add(
         workload.name,
-        rows,
+        found,
         baseline=BASELINE,
         params={
             "model": workload.model,
@@ -228,7 +238,7 @@ def workload_for_this_machine(quick: bool) -> Workload:
     if gpus >= 2:
         steps, rounds = (10, 1) if quick else (30, 3)
         return Workload("cuda", 2, "small", 16, 1024, "bfloat16", 5, steps, rounds)
-    print(f"{gpus} GPUs here, two are needed for NCCL: two CPU processes over gloo", flush=True)
+    print(f"{gpus} GPU(s) here, two are needed for NCCL: two CPU processes over gloo", flush=True)
     steps, rounds = (8, 1) if quick else (20, 3)
     return Workload("cpu", 2, "tiny", 8, 128, "float32", 2, steps, rounds)
 

@@ -37,7 +37,7 @@ def test_losses_that_differ_are_refused(benchmark):
         ([5.0, 4.1], "refused"),
         ([5.0, float("nan")], "refused"),
     ):
-        error = benchmark.loss_difference(record(losses), record([5.0, 4.0]))
+        error = benchmark.loss_difference([record(losses)], record([5.0, 4.0]))
         tokens, peak, state = benchmark.rows_of(small, method, [record(losses)], error)
         assert tokens.status == status
         assert list(tokens.samples) == [100.0, 100.0]  # without the warm-up
