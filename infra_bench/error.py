@@ -21,6 +21,7 @@ def relative_error(output: Tensor, reference: Tensor) -> float:
     output has to be. Raises RefusalError otherwise. An all-zero reference gives 0 or inf.
     """
     difference = size = 0.0
+    wrong, example = 0, ""
     pieces = zip(
         torch.split(output.detach().reshape(-1), CHUNK),
         torch.split(reference.detach().reshape(-1), CHUNK),
@@ -29,26 +30,27 @@ def relative_error(output: Tensor, reference: Tensor) -> float:
     for got, want in pieces:
         got, want = got.to(torch.float64), want.to(torch.float64)
         finite = torch.isfinite(want)
-        _check_non_finite(got, want, finite)
+        places = _unlike(got, want, finite)
+        if len(places) and not wrong:
+            first = int(places[0])
+            example = f"{float(got[first])} where {float(want[first]):.6g} is right"
+        wrong += len(places)
         zero = torch.zeros_like(want)
         difference = math.hypot(difference, _norm(torch.where(finite, got - want, zero)))
         size = math.hypot(size, _norm(torch.where(finite, want, zero)))
+    if wrong:
+        raise RefusalError(
+            f"{wrong} of {output.numel()} values are not finite as the reference's are: {example}"
+        )
     if size == 0:
         return 0.0 if difference == 0 else math.inf
     return difference / size
 
 
-def _check_non_finite(got: Tensor, want: Tensor, finite: Tensor) -> None:
+def _unlike(got: Tensor, want: Tensor, finite: Tensor) -> Tensor:
+    """Return where one is finite and the other is not, or another kind of not finite."""
     same = (got == want) | (torch.isnan(got) & torch.isnan(want))
-    wrong = ~torch.where(finite, torch.isfinite(got), same)
-    count = int(wrong.sum())
-    if not count:
-        return
-    first = int(wrong.nonzero()[0])
-    raise RefusalError(
-        f"{count} of {wrong.numel()} values are not finite as the reference's are: "
-        f"{float(got[first])} where {float(want[first]):.6g} is right"
-    )
+    return (~torch.where(finite, torch.isfinite(got), same)).nonzero().reshape(-1)
 
 
 def _norm(values: Tensor) -> float:

@@ -35,7 +35,7 @@ def describe(device: str) -> dict[str, Any]:
 def versions() -> dict[str, Any]:
     """Return the versions of what runs, with torch's setting for float32 products."""
     found: dict[str, Any] = {"python": platform.python_version(), "infra_bench": __version__}
-    torch = sys.modules.get("torch")
+    torch = _torch()
     if torch is not None:
         found["torch"] = str(torch.__version__)
         found["cuda"] = torch.version.cuda
@@ -100,9 +100,8 @@ def _output(*command_line: str) -> str:
 
 
 def _gpu() -> dict[str, Any] | None:
-    import torch
-
-    if not torch.cuda.is_available():
+    torch = _torch()
+    if torch is None or not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
     found: dict[str, Any] = {
@@ -141,8 +140,23 @@ def _cpu_model() -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
+def _torch() -> Any:
+    """Return torch, or None without it: also where only subprocesses of a benchmark used it."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    return torch
+
+
+def default_device() -> str:
+    """Return "cuda" where there is a GPU that torch can use, else "cpu"."""
+    torch = _torch()
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+
+
 def _threads() -> int:
-    torch = sys.modules.get("torch")
+    torch = _torch()
     return int(torch.get_num_threads()) if torch is not None else os.cpu_count() or 1
 
 

@@ -196,7 +196,9 @@ class _Measurement:
         for each in playing:
             with each.on_trial():
                 assert each.pace is not None
+                between = examiner.poison()
                 seconds, returned = timer.sample(each.pace, turn)
+                del between
                 try:
                     each.saw(examiner.judge(outputs_of(returned) or ()))
                 except RefusalError as refusal:

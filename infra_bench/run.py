@@ -100,7 +100,7 @@ class Run:
         if not self.cases:
             raise RuntimeError(f"{self.package}: nothing was measured, so there is no record")
         now = datetime.now(timezone.utc)
-        host = machine.describe(self.device or _default_device())
+        host = machine.describe(self.device or machine.default_device())
         record = Record(
             package=self.package,
             version=self.version,
@@ -139,14 +139,6 @@ def _check_unique(case: str, names: list[str]) -> None:
 def _check_baseline(case: str, baseline: str, names: list[str]) -> None:
     if baseline not in names:
         raise ValueError(f"case {case!r}: baseline {baseline!r} is none of {sorted(set(names))}")
-
-
-def _default_device() -> str:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return "cpu"
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _from_row(case: str, row: Row) -> Measurement:

@@ -28,17 +28,19 @@ def check_streams(examiner: Examiner, function: Callable[..., Any], flush: Flush
     right = examiner.contents
     stale = tuple(torch.zeros_like(each) for each in right)
     overwrite(examiner.inputs, stale)
-    examiner.poison()
+    between = examiner.poison()
     torch.cuda.synchronize()
     flush.write(BUSY_S)
     overwrite(examiner.inputs, right)
     returned = function(*examiner.inputs)
+    del between
     copies = snapshot(outputs_of(returned) or ())
     torch.cuda.synchronize()
     overwrite(examiner.inputs, right)
     try:
         examiner.judge(copies)
     except RefusalError as wrong:
+        examiner.call(function)  # wrong even where nothing overlaps: then that is the reason
         raise RefusalError(
             f"its result is not right on the current stream right after the call ({wrong}): it "
             "works on another stream without waiting for this one, or without joining it again"

@@ -73,20 +73,37 @@ def overwrite(inputs: Inputs, contents: Inputs) -> None:
         into.data[once].copy_(source.detach()[once])
 
 
-def poison(like: Sequence[Tensor], dtypes: Sequence[torch.dtype], device: torch.device) -> None:
+def poison(
+    like: Sequence[Tensor], dtypes: Sequence[torch.dtype], device: torch.device
+) -> list[Tensor]:
     """Fill free memory of the outputs' sizes with NaN, so that an output left unwritten shows.
 
     An allocator hands out what was freed last. Without this, `torch.empty` in an implementation
-    would get the memory of an earlier, right answer, and half an answer would look whole.
+    would get the memory of an earlier, right answer, and half an answer would look whole. Hold what
+    this returns until the call is over: it keeps the poisoned blocks apart, which an allocator
+    would else join with free memory around them and cut anew.
     """
     if device.type == "cuda":
         with suppress(RuntimeError):  # after a capture that failed, torch refuses
             torch.cuda.empty_cache()
+    between: list[Tensor] = []
     for each, dtype in zip(like, dtypes, strict=True):
         value = float("nan") if dtype.is_floating_point else 101
-        # Four, because workspaces of the same size may take the first ones.
-        blocks = [torch.full(each.shape, value, dtype=dtype, device=device) for _ in range(4)]
+        # malloc needs room to align the block that it takes from this one; CUDA's allocator takes
+        # the smallest block that fits.
+        count = each.numel() + (0 if device.type == "cuda" else 64)
+        # Several, because workspaces of the same size may take the first ones.
+        blocks = [torch.full((count,), value, dtype=dtype, device=device) for _ in range(8)]
+        between += blocks[::2]
         del blocks
+    return between
+
+
+def spoil(outputs: Inputs) -> None:
+    """Destroy answers before their memory is free: the next function may return it unwritten."""
+    for each in outputs:
+        memory = torch.empty(0, dtype=torch.uint8, device=each.device)
+        memory.set_(each.untyped_storage()).fill_(0xFF)  # a NaN in every floating-point format
 
 
 def share_memory(one: Inputs, other: Inputs) -> bool:

@@ -18,6 +18,7 @@ from .tensors import (
     same_bits,
     share_memory,
     snapshot,
+    spoil,
     upcast,
 )
 
@@ -63,26 +64,42 @@ class Examiner:
 
     def call(self, function: Callable[..., Any]) -> tuple[Inputs, float]:
         """Call on poisoned memory; return outputs and error, or raise RefusalError."""
-        self.poison()
+        between = self.poison()
+        # Whether work is in order with the current stream is check_streams's question, not this.
+        self.wait()
         returned = function(*self.inputs)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()  # whether work is left elsewhere is check_streams's question
+        self.wait()
+        del between
         outputs = outputs_of(returned)
         if outputs is None:
             raise RefusalError(f"returns {type(returned).__name__}, not a tensor or tensors")
         try:
-            return outputs, self.judge(outputs)
+            error = self.judge(outputs)
         finally:
             if self.case.inplace:
                 overwrite(self.inputs, self.contents)
+        return outputs, error
 
-    def poison(self) -> None:
-        """Make sure that no free memory holds a right answer."""
-        poison(self.expected, [self.dtype_of(each) for each in self.expected], self.device)
+    def poison(self) -> list[Tensor]:
+        """Make sure that no free memory holds a right answer; hold the result during the call."""
+        return poison(self.expected, [self.dtype_of(each) for each in self.expected], self.device)
+
+    def wait(self) -> None:
+        """Let the device finish everything."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def judge(self, outputs: Inputs) -> float:
         """Return the error of outputs for the present contents, or raise RefusalError."""
         copies = snapshot(outputs)  # first of all: a thread that still writes is not waited for
+        try:
+            return self._compare(outputs, copies)
+        finally:
+            spoil(copies)
+            if not share_memory(outputs, self.inputs):
+                spoil(outputs)
+
+    def _compare(self, outputs: Inputs, copies: Inputs) -> float:
         self._check_form(outputs)
         if not self.case.inplace:
             if share_memory(outputs, self.inputs):

@@ -1,0 +1,118 @@
+"""The clock tells how long a call takes, in turns, and within the budget."""
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from infra_bench import Case, Implementation, Run
+
+MakeCase = Callable[..., Case]
+
+
+def sleeping(seconds: float, calls: list[str], name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        calls.append(name)
+        time.sleep(seconds)
+        return a @ b
+
+    return function
+
+
+def test_a_known_time_is_measured_and_compared(run: Run, product: MakeCase) -> None:
+    result = run.measure(
+        product(),
+        [
+            Implementation("honest", sleeping(0.01, [], "")),
+            Implementation("double", sleeping(0.02, [], "")),
+        ],
+        device="cpu",
+        budget_s=0.2,
+    )
+    one, double = result.rows
+    # A sleep is never shorter than asked for; on a busy machine it is longer.
+    assert one.minimum is not None
+    assert 0.01 <= one.minimum < 0.02
+    assert double.ratio == pytest.approx(0.5, rel=0.25)
+    assert double.minimum is not None
+    assert double.minimum >= 0.02
+    assert one.rate == pytest.approx(2 * 64**3 / one.median)
+
+
+def test_implementations_take_turns(run: Run, product: MakeCase) -> None:
+    calls: list[str] = []
+    implementations = [
+        Implementation("honest", sleeping(0.004, calls, "A")),
+        Implementation("other", sleeping(0.004, calls, "B")),
+    ]
+    result = run.measure(product(), implementations, device="cpu", budget_s=0.1)
+    rounds = min(len(row.samples) for row in result.rows)
+    assert rounds >= 5
+    assert "AB" * rounds in "".join(calls)
+
+
+def test_a_slow_one_takes_few_samples_and_lets_the_others_go_on(
+    run: Run, product: MakeCase
+) -> None:
+    calls: list[str] = []
+    implementations = [
+        Implementation("honest", torch.matmul),
+        Implementation("slow", sleeping(0.1, calls, "S")),
+    ]
+    result = run.measure(product(), implementations, device="cpu", budget_s=0.05)
+    fast, slow = result.rows
+    assert len(slow.samples) == 3
+    assert len(fast.samples) >= 5
+    assert len(calls) == 8  # two checks, one to learn the pace, three samples, two checks
+
+
+def test_short_calls_share_a_sample(run: Run, product: MakeCase) -> None:
+    case = product(inputs=lambda g: (torch.ones(1),), reference=torch.neg)
+    result = run.measure(case, [Implementation("honest", torch.neg)], device="cpu", budget_s=0.05)
+    (row,) = result.rows
+    assert row.calls > 100
+    assert row.median is not None
+    assert row.median * row.calls == pytest.approx(2e-3, rel=0.9)
+
+
+def test_inputs_rotate(run: Run, product: MakeCase) -> None:
+    seen: list[int] = []
+
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        seen.append(a.data_ptr())
+        return a @ b
+
+    run.measure(product(), [Implementation("honest", function)], device="cpu", budget_s=0.02)
+    timed = seen[2:-2]
+    assert len(set(timed)) == 3
+    # Within a sample; the next one may begin with any.
+    assert all(one != other for one, other in pairwise(timed[5:50]))
+
+
+def test_an_in_place_function_gets_the_same_contents_in_every_sample(
+    run: Run, product: MakeCase
+) -> None:
+    largest = 0.0
+
+    def double(a: Tensor, b: Tensor) -> Tensor:
+        nonlocal largest
+        largest = max(largest, float(a.abs().max()))
+        return a.mul_(2)
+
+    case = product(reference=lambda a, b: 2 * a, inplace=True)
+    result = run.measure(case, [Implementation("honest", double)], device="cpu", budget_s=0.05)
+    assert result.rows[0].status == "ok"
+    assert largest < 10  # doubled again and again, it would be infinite
+
+
+def test_every_run_draws_other_numbers(run: Run, product: MakeCase) -> None:
+    seeds = {
+        run.measure(
+            product(name=name), [Implementation("honest", torch.mm)], device="cpu", budget_s=0.01
+        ).seed
+        for name in "abc"
+    }
+    assert len(seeds) == 3
