@@ -1,11 +1,11 @@
-"""python tools/fit_coefficients.py: recompute the polynomials in csrc/gelu_math.h from their definitions.
+"""python tools/fit_coefficients.py: recompute the polynomials of csrc/ from their definitions.
 
 Two functions are approximated, both in the relative error that the result will have:
 
 * 2^f for f in [-0.5, 0.5], as 1 + f P(f), so that 2^0 is exactly 1;
 * R(a) = Q(a) exp(a^2/2), Q(a) = 1 - Phi(a) the normal distribution's tail, as t P(t) with
-  t = 1/(1 + k a). R falls smoothly from 1/2 to about 0.4/a, and t maps [0, inf) onto (0, 1], where a
-  short polynomial suffices (a substitution by Hastings, 1955); k was chosen by trying.
+  t = 1/(1 + k a). R falls smoothly from 1/2 to about 0.4/a, and t maps [0, inf) onto (0, 1], where
+  a short polynomial suffices (a substitution by Hastings, 1955); k was chosen by trying.
 
 The fit is Lawson's: least squares, reweighted by the error until all peaks are level (minimax).
 Coefficients are printed lowest power first, with the largest relative error over the nodes.

@@ -4,8 +4,9 @@ The first import compiles the C++/CUDA library (once; it is cached), see ``_buil
 cannot be compiled, the same functions run torch's own kernels, after one warning.
 """
 
+from custom_gelu_ext.extension import build_info
+from custom_gelu_ext.functional import gelu
 from custom_gelu_ext.modules import GELU
-from custom_gelu_ext.ops import gelu
 
 __version__ = "0.1.0"
-__all__ = ["GELU", "gelu"]
+__all__ = ["GELU", "build_info", "gelu"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from custom_gelu_ext.ops import check_approximate, gelu
+from custom_gelu_ext.functional import check_approximate, gelu
 
 
 class GELU(nn.Module):

@@ -36,8 +36,7 @@ namespace custom_gelu {
 template <typename Precision, Mode kMode>
 struct Gelu;
 
-// -- exact
-// ------------------------------------------------------------------------------------------
+// Exact: the tail Q of the normal distribution.
 
 // exp(-a^2/2) = 2^-(a^2 log2(e)/2).
 template <typename Precision, typename Real>
@@ -56,8 +55,8 @@ GELU_FN Power<Real> gaussian(Real a) {
   return {exp2_fraction<Precision>(f), n.word};
 }
 
-// R(a) = Q(a) exp(a^2/2). Printed by tools/fit_coefficients.py: relative error 3.2e-8
-// (Single), 1.1e-5 (Lean).
+// R(a) = Q(a) exp(a^2/2). Printed by tools/fit_coefficients.py: relative error 3.2e-8 (Single),
+// 1.1e-5 (Lean).
 template <typename Precision>
 GELU_FN float tail_ratio(float a) {
   if constexpr (kIsLean<Precision>) {
@@ -115,8 +114,7 @@ struct Gelu<Double, Mode::kExact> {
   }
 };
 
-// -- tanh
-// -------------------------------------------------------------------------------------------
+// tanh: the tail q of a sigmoid.
 
 // w = 2u(a) = c1 a + c3 a^3, c1 = 2 sqrt(2/pi), c3 = 0.044715 c1. K1 and K3 are c1 and c3 times
 // log2(e), each rounded to kHigh, with what rounding took off in kLow.
@@ -179,8 +177,7 @@ struct Gelu<Precision, Mode::kTanh> {
   }
 };
 
-// -- both
-// -------------------------------------------------------------------------------------------
+// Both modes.
 
 // gelu(x) for one x. positive_part's -0 makes every negative x's result negative, also where the
 // tail is 0.
