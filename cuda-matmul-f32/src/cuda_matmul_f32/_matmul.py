@@ -20,7 +20,7 @@ def matmul(a: Tensor, b: Tensor, *, kernel: str = "auto", precision: str = "ieee
         a: float32 [M, K], any strides; transposed, sliced and expanded views are not copied.
         b: float32 [K, N] on the same device, any strides.
         kernel: a rung of the device's ladder by name (see :func:`kernels`), or "auto" for the
-            fastest.
+            top one.
         precision: "ieee": products and sums are IEEE float32 with fused multiply-add, never TF32.
             ``|c - exact| <= K * eps * (|a| @ |b|)`` element by element, with eps = 2**-23.
 

@@ -1,6 +1,7 @@
 #include "cuda/01_naive.cuh"
 #include "cuda/02_coalesced.cuh"
 #include "cuda/03_shared_tile.cuh"
+#include "cuda/04_register_tile.cuh"
 #include "cuda/kernels.h"
 
 const std::vector<CudaRung>& cuda_rungs() {
@@ -8,6 +9,8 @@ const std::vector<CudaRung>& cuda_rungs() {
       {1, "naive", "one thread per output, a warp walks down a column", launch_naive},
       {2, "coalesced", "a warp walks along a row: its loads and stores merge", launch_coalesced},
       {3, "shared_tile", "a block loads each value once into shared memory", launch_shared_tile},
+      {4, "register_tile", "a thread computes 8 x 8 outputs from values in registers",
+       launch_register_tile},
   };
   return rungs;
 }
