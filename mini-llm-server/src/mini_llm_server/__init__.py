@@ -9,12 +9,19 @@ The library half of it works without HTTP::
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from mini_llm_server.engine.request import Output, QueueFull, RequestTooLarge, SamplingParams
 
 if TYPE_CHECKING:
     from mini_llm_server.llm import LLM, Completion
+
+# OpenMP's idle threads otherwise spin on their cores between operators. Where the model's threads
+# share the cores with anything else (the HTTP side, a client on the same laptop), a spinning thread
+# takes the time of the one it waits for, and steps become ten times slower. OpenMP reads this when
+# torch is imported, so it must be set first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from mini_llm_server.engine.config import EngineConfig, EngineStats
 from mini_llm_server.engine.engine_thread import EngineThread
 from mini_llm_server.engine.kv_cache import BlockPool
 from mini_llm_server.engine.model_runner import ModelRunner
@@ -35,55 +34,6 @@ CPU_KV_CACHE_BYTES = 512 * 2**20
 GPU_KV_CACHE_SHARE = 0.8  # of the memory free once the weights are loaded
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """The engine's settings.
-
-    Args:
-        scheduler: "continuous", or "fifo" for one request at a time.
-        max_num_seqs: most requests in one step.
-        max_num_batched_tokens: most tokens in one step; longer prompts take several steps.
-        block_size: tokens in a KV block.
-        num_blocks: KV blocks; None takes what fits into 512 MiB on a CPU, or into 80% of a GPU's
-            free memory, and no more than max_num_seqs requests of full length can use.
-        max_model_len: most tokens of a request, prompt and answer; None is the model's own limit.
-        max_waiting: most requests in the queue; one more is refused.
-        dtype: of weights and cache, for `Engine.load`; None chooses by device.
-        device: for `Engine.load`; None is the GPU where there is one.
-        seed: for requests that bring no seed of their own.
-    """
-
-    scheduler: Literal["continuous", "fifo"] = "continuous"
-    max_num_seqs: int = 32
-    max_num_batched_tokens: int = 512
-    block_size: int = 16
-    num_blocks: int | None = None
-    max_model_len: int | None = None
-    max_waiting: int = 256
-    dtype: torch.dtype | None = None
-    device: torch.device | str | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A snapshot: gauges of now, and counters since the start.
-
-    `prompt_tokens` counts prompts whose first token was sampled, each once, `output_tokens` the
-    sampled tokens; work that a preemption makes the engine repeat is in neither.
-    """
-
-    waiting: int
-    running: int
-    blocks_total: int
-    blocks_free: int
-    blocks_used: int
-    preemptions: int
-    steps: int
-    prompt_tokens: int
-    output_tokens: int
-
-
 class Engine:
     """Schedules, runs and samples.
 
@@ -101,11 +51,6 @@ class Engine:
             raise ValueError(
                 f"max_model_len is {self.max_model_len}: {loaded.name} takes 2 to {limit} tokens"
             )
-        if config.max_waiting < 1:
-            raise ValueError(f"max_waiting is {config.max_waiting}: it must be at least 1")
-        if config.scheduler not in SCHEDULERS:
-            known = ", ".join(SCHEDULERS)
-            raise ValueError(f"no scheduler is named {config.scheduler!r}: there are {known}")
         num_blocks = config.num_blocks
         if num_blocks is None:
             num_blocks = _blocks_in_memory(loaded, config, self.max_model_len)

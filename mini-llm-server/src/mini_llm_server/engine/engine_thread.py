@@ -185,9 +185,10 @@ class EngineThread:
         try:
             while self._take_commands():
                 self._publish()
-                for output in self._engine.step():
+                outputs = self._engine.step()
+                self._publish()  # first: who reads an output may then look at the statistics
+                for output in outputs:
                     self._deliver(output)
-                self._publish()
         except BaseException as error:
             log.exception("the engine's thread has died")
             reason, why = "error", f"it died of {error!r}"

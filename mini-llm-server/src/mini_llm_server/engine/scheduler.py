@@ -54,18 +54,11 @@ class Scheduler(ABC):
     Args:
         pool: the KV blocks; a request must fit into it alone (the engine refuses others).
         max_num_seqs: most requests in the batch.
-        max_num_batched_tokens: most tokens in a step; at least max_num_seqs, so that a step
-            always has room for a decode of each.
+        max_num_batched_tokens: most tokens in a step; at least max_num_seqs (`EngineConfig` sees
+            to it), so that a step always has room for a decode of each.
     """
 
     def __init__(self, pool: BlockPool, max_num_seqs: int, max_num_batched_tokens: int) -> None:
-        if max_num_seqs < 1:
-            raise ValueError(f"max_num_seqs is {max_num_seqs}: it must be at least 1")
-        if max_num_batched_tokens < max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens is {max_num_batched_tokens}, below max_num_seqs "
-                f"({max_num_seqs}): a step could not decode every running request; raise it"
-            )
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens

@@ -10,7 +10,7 @@ from mini_llm_server.model.tokenizer import ByteTokenizer
 
 DUMMY_CONFIG = ModelConfig(
     vocab_size=ByteTokenizer.vocab_size,
-    hidden_size=64,
+    hidden_size=96,
     intermediate_size=160,
     num_layers=2,
     num_heads=6,
