@@ -92,7 +92,7 @@ class Record:
         if gpu and self.machine["device"] == "cuda":
             count = f"{gpu['count']} x " if gpu["count"] > 1 else ""
             return f"{count}{gpu['name']}"
-        return f"{cpu['model']}, {cpu['threads']} threads"
+        return f"{cpu['model']}, {cpu['threads']} thread{'s' if cpu['threads'] > 1 else ''}"
 
 
 def derive(case: CaseRecord) -> CaseRecord:

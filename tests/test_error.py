@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra_bench.error import CHUNK, RefusalError, relative_error
+from infra_bench import error
+from infra_bench.error import RefusalError, relative_error
 
 finite = st.floats(-1e6, 1e6, width=32)
 
@@ -35,13 +36,14 @@ def test_a_difference_beyond_float64_is_not_accepted() -> None:
     assert not relative_error(-reference, reference) <= 1.0
 
 
-def test_an_error_in_the_last_chunk_counts() -> None:
-    reference = torch.ones(CHUNK + 3, dtype=torch.float64)
+def test_an_error_in_the_last_chunk_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(error, "CHUNK", 100)
+    reference = torch.ones(1003, dtype=torch.float64)
     output = reference.to(torch.float32)
     output[-1] = 2
-    assert relative_error(output, reference) == pytest.approx(1 / math.sqrt(CHUNK + 3))
-    output[-1] = float("nan")
-    with pytest.raises(RefusalError, match=f"1 of {CHUNK + 3} values"):
+    assert relative_error(output, reference) == pytest.approx(1 / math.sqrt(1003))
+    output[-1] = output[0] = float("nan")
+    with pytest.raises(RefusalError, match="2 of 1003 values"):
         relative_error(output, reference)
 
 
