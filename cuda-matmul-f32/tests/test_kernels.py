@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
+from cuda_matmul_f32 import matmul
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -156,9 +159,14 @@ def test_same_bits_on_every_run(rung):
     assert all(torch.equal(first, rung(a, b)) for _ in range(5))
 
 
-def test_same_bits_for_any_number_of_threads():
-    from cuda_matmul_f32 import matmul
+def test_calls_from_several_python_threads_do_not_disturb_each_other(rung):
+    # Torch lets go of the interpreter lock during the call, and packing keeps scratch memory.
+    pairs = [(rung.integers(61, 300 + i, seed=i), rung.integers(300 + i, 47)) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda pair: rung.check_exact(*pair), pairs * 4))
 
+
+def test_same_bits_for_any_number_of_threads():
     a, b = torch.randn(500, 700), torch.randn(700, 600)
     threads = torch.get_num_threads()
     try:
