@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -191,20 +190,21 @@ def test_an_unknown_model_and_a_missing_wheel_say_what_to_do(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_smollm2_logits_equal_transformers_own_reading_of_the_file(
-    transformers_llama: Callable[..., Any],
-) -> None:
+def test_smollm2_logits_equal_transformers_own_reading_of_the_file() -> None:
     """transformers maps, permutes and dequantises the file by its own code."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
     path = loader.find_smollm2()
+    their_config = LlamaConfig(**load_gguf_checkpoint(path)["config"])
+    theirs = LlamaForCausalLM(their_config).float().eval()
+    tensors = load_gguf_checkpoint(path, return_tensors=True, model_to_load=theirs)["tensors"]
+    missing, unexpected = theirs.load_state_dict(tensors, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])  # tied
+
     file = GGUFFile(path)
     config = read_config(file)
-    from transformers import AutoModelForCausalLM
-
-    theirs = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    ).eval()
-    assert theirs.config.rope_parameters["rope_theta"] == config.rope_theta == 100_000
+    assert their_config.rope_parameters["rope_theta"] == config.rope_theta == 100_000
     ours = Llama(config, read_weights(file, config), torch.float32, CPU)
     ids = torch.randint(0, config.vocab_size, (90,), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
