@@ -1,0 +1,49 @@
+"""GET /v1/models and /health."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from mini_llm_server.api.service import Service, service_of
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """List the one model that is served."""
+    return {"object": "list", "data": [_model(service_of(request))]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, request: Request) -> dict[str, Any]:
+    """Describe a model."""
+    service = service_of(request)
+    service.check_model(name)
+    return _model(service)
+
+
+@router.get("/health", response_model=None)
+async def health(request: Request) -> Response:
+    """Say whether requests are answered (200) or not (503), and how busy the engine is."""
+    service = service_of(request)
+    healthy = service.engine_thread.healthy
+    report = {
+        "status": "ok" if healthy else "dead",
+        **service.description,
+        "engine": asdict(service.engine_thread.stats()),
+    }
+    return JSONResponse(report, 200 if healthy else 503)
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.model_name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "mini-llm-server",
+    }
