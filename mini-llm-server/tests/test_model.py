@@ -17,6 +17,7 @@ from mini_llm_server.model.attention import Span, TorchPagedAttention
 from mini_llm_server.model.config import ModelConfig
 from mini_llm_server.model.dummy import DUMMY_CONFIG, random_weights
 from mini_llm_server.model.gguf import GGUFFile
+from mini_llm_server.model.linear import Linear
 from mini_llm_server.model.loader import load_model
 from mini_llm_server.model.transformer import Llama
 from mini_llm_server.model.weights import read_config, read_weights
@@ -102,6 +103,27 @@ def test_a_ragged_batch_gives_each_sequence_what_it_gets_alone() -> None:
     attend = attention.plan([span for _, span in batch])
     together = model.forward(flat, positions, torch.arange(len(flat)), attend)
     torch.testing.assert_close(together, torch.cat([e for e in expected if e is not None]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [0, 1, 3, 32, 257])
+def test_linear_is_a_product_with_the_transpose_in_every_layout(
+    rows: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(96, 2 * 50, generator=generator, dtype=torch.float64)
+    weight = wide.to(dtype).T[::2]  # neither contiguous nor a multiple of any vector
+    x = torch.randn(rows, 2 * 96, generator=generator, dtype=torch.float64).to(dtype)[:, ::2]
+    expected = x.double() @ weight.double().T
+    got = Linear(weight)(x).double()
+    assert got.shape == (rows, 50)
+    assert (got - expected).norm() <= 4 * torch.finfo(dtype).eps * expected.norm()
+    if rows > 1:  # NaN and Inf stay in their rows
+        x[0, 0], x[1, 1] = torch.nan, torch.inf
+        got = Linear(weight)(x)
+        assert got[0].isnan().all()
+        assert not got[1].isfinite().any()
+        assert got[2:].isfinite().all()
 
 
 def test_weights_that_do_not_fit_the_config_are_named() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mini_llm_server.model.attention.base import LayerAttention
 from mini_llm_server.model.config import ModelConfig
+from mini_llm_server.model.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Layer:
     """One block's weights; projections that read the same input are one matrix."""
 
     attention_norm: Tensor  # [E]
-    qkv: Tensor  # [(H + 2 K) * D, E]
-    output: Tensor  # [E, H * D]
+    qkv: Linear  # [(H + 2 K) * D, E]
+    output: Linear  # [E, H * D]
     mlp_norm: Tensor  # [E]
-    gate_up: Tensor  # [2 F, E]
-    down: Tensor  # [E, F]
+    gate_up: Linear  # [2 F, E]
+    down: Linear  # [E, F]
 
 
 class Llama:
@@ -75,19 +76,20 @@ class Llama:
             up = take(at + "mlp.up_proj.weight", F_, E)
             return Layer(
                 take(at + "input_layernorm.weight", E),
-                torch.cat([q, k, v]),
-                take(at + "self_attn.o_proj.weight", E, H),
+                Linear(torch.cat([q, k, v])),
+                Linear(take(at + "self_attn.o_proj.weight", E, H)),
                 take(at + "post_attention_layernorm.weight", E),
-                torch.cat([gate, up]),
-                take(at + "mlp.down_proj.weight", E, F_),
+                Linear(torch.cat([gate, up])),
+                Linear(take(at + "mlp.down_proj.weight", E, F_)),
             )
 
         self.embedding = take("model.embed_tokens.weight", config.vocab_size, E)
         self.layers = [layer(i) for i in range(config.num_layers)]
         self.norm_E = take("model.norm.weight", E)
-        self.head = self.embedding
+        head = self.embedding
         if not config.tie_word_embeddings:
-            self.head = take("lm_head.weight", config.vocab_size, E)
+            head = take("lm_head.weight", config.vocab_size, E)
+        self.head = Linear(head)
         self._cos_PD, self._sin_PD = _rotary_table(config, dtype, device)
 
     def forward(
@@ -108,15 +110,15 @@ class Llama:
         sin_N1D = self._sin_PD[positions_N][:, None]
         x = self.embedding[token_ids_N]
         for i, layer in enumerate(self.layers):
-            qkv = F.linear(_rms_norm(x, layer.attention_norm, config.rms_norm_eps), layer.qkv)
+            qkv = layer.qkv(_rms_norm(x, layer.attention_norm, config.rms_norm_eps))
             qkv = qkv.view(-1, H + 2 * K, D)
             qk = _rotate(qkv[:, : H + K], cos_N1D, sin_N1D)
             mixed = attend(i, qk[:, :H], qk[:, H:], qkv[:, H + K :])
-            x = x + F.linear(mixed, layer.output)
-            gate_up = F.linear(_rms_norm(x, layer.mlp_norm, config.rms_norm_eps), layer.gate_up)
+            x = x + layer.output(mixed)
+            gate_up = layer.gate_up(_rms_norm(x, layer.mlp_norm, config.rms_norm_eps))
             gate, up = gate_up.chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, layer.down)
-        return F.linear(_rms_norm(x[rows_S], self.norm_E, config.rms_norm_eps), self.head)
+            x = x + layer.down(F.silu(gate) * up)
+        return self.head(_rms_norm(x[rows_S], self.norm_E, config.rms_norm_eps))
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,0 +1,36 @@
+"""A matrix product with a fixed weight, in the layout that the device multiplies fastest."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Linear:
+    """y = x @ weight.T for a weight [out, in] that never changes.
+
+    On an x86 CPU in float32 the weight is repacked once into oneDNN's blocked layout (what
+    torch.compile's weight freezing does as well): skinny products, as decoding has, are then up
+    to twice as fast as the BLAS that F.linear calls. Elsewhere it is F.linear.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.is_packed = (
+            weight.device.type == "cpu"
+            and weight.dtype == torch.float32
+            and platform.machine() in ("x86_64", "AMD64")
+            and torch._C._has_mkldnn
+        )
+        if self.is_packed:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the product [..., out] of x [..., in]."""
+        if not self.is_packed:
+            return F.linear(x, self.weight)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+        return y
