@@ -28,6 +28,7 @@ MACHINE_FIELDS: dict[str, tuple[type, ...]] = {
     "gpu": (dict, type(None)),
     "cpu": (dict,),
     "memory_gib": MAYBE,
+    "busy": MAYBE,
     "os": TEXT,
 }
 CPU_FIELDS: dict[str, tuple[type, ...]] = {"model": TEXT, "cores": (int,), "threads": (int,)}

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from ._version import __version__
 PRODUCED = (":(exclude,glob)**/results/*", ":(exclude,glob)**/README.md")
 
 
-def describe(device: str) -> dict[str, Any]:
-    """Return the machine that `device` ("cuda" or "cpu") belongs to, without host or user names."""
+def describe(device: str, busy: float | None) -> dict[str, Any]:
+    """Return the machine that `device` ("cuda" or "cpu") belongs to, without host or user names.
+
+    busy: the share of its processors that others used before the run, from `share_in_use`.
+    """
     gpu = _gpu() if device == "cuda" else None
     model = _cpu_model()
     return {
@@ -28,8 +32,29 @@ def describe(device: str) -> dict[str, Any]:
         "gpu": gpu,
         "cpu": {"model": model, "cores": os.cpu_count() or 1, "threads": _threads()},
         "memory_gib": _memory_gib(),
+        "busy": busy,
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+def share_in_use(watch_s: float = 0.2) -> float | None:
+    """Return which share of the processors is in use while this one waits; None where unknown."""
+    try:
+        idle, total = _ticks()
+        time.sleep(watch_s)
+        later_idle, later_total = _ticks()
+    except (OSError, ValueError):
+        return None
+    if later_total == total:
+        return None
+    return round(1 - (later_idle - idle) / (later_total - total), 2)
+
+
+def _ticks() -> tuple[int, int]:
+    """Return the idle ticks of all processors and all their ticks (Linux only)."""
+    with Path("/proc/stat").open() as file:
+        ticks = [int(each) for each in file.readline().split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def versions() -> dict[str, Any]:

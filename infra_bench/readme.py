@@ -78,8 +78,10 @@ def write(page: Page) -> None:
 def use(new: Path, readmes: list[Path]) -> list[str]:
     """Point the markers that show an older run of the same package and machine to `new`.
 
-    A marker whose file is not there follows too, if the file is meant to lie in the same folder
-    and is not named after another machine. Returns a line for each marker changed.
+    A marker whose file is not there yet follows too, if the file is meant to lie in the same folder
+    and its name does not tell of another machine: `<slug>_pending.json` takes that machine's first
+    record, GPU.json a GPU's, CPU.json a CPU's, and any other name the first that comes. Returns a
+    line for each marker changed.
     """
     record = load(new)
     changed = []
@@ -101,9 +103,10 @@ def _same_origin(old: Path, new: Path, record: Record) -> bool:
     if old.is_file():
         was = load(old)
         return (was.package, was.machine["slug"]) == (record.package, record.machine["slug"])
-    machine, named, _ = old.name.partition("_")
-    other = bool(named) and machine != record.machine["slug"]
-    return old.parent.resolve() == new.parent.resolve() and not other
+    machine, named, _ = old.stem.partition("_")
+    device = {"gpu": "cuda", "cpu": "cpu"}.get(machine.lower(), record.machine["device"])
+    mine = machine == record.machine["slug"] if named else device == record.machine["device"]
+    return old.parent.resolve() == new.parent.resolve() and mine
 
 
 def _content(marker: Marker, page: Page) -> str:

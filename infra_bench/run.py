@@ -37,6 +37,13 @@ class Run:
         # Now, and not at the end: the code that was imported is what gets measured, even where the
         # tree changes meanwhile.
         self.commit, self.dirty = machine.commit(self.directory)
+        self.busy = machine.share_in_use()
+        if self.busy is not None and self.busy > 0.25:
+            self.console.print(
+                f"other programs keep {self.busy:.0%} of the processors busy: "
+                "expect longer times and wide quartiles",
+                style="yellow",
+            )
 
     def measure(
         self,
@@ -100,7 +107,7 @@ class Run:
         if not self.cases:
             raise RuntimeError(f"{self.package}: nothing was measured, so there is no record")
         now = datetime.now(timezone.utc)
-        host = machine.describe(self.device or machine.default_device())
+        host = machine.describe(self.device or machine.default_device(), self.busy)
         record = Record(
             package=self.package,
             version=self.version,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Inputs = tuple[Tensor, ...]
+MOST_POISON = 4 << 30  # bytes, beside the tensors that are measured
 
 
 def draw(make: Callable[[torch.Generator], Any], generator: torch.Generator, case: str) -> Inputs:
@@ -93,7 +94,8 @@ def poison(
         # the smallest block that fits.
         count = each.numel() + (0 if device.type == "cuda" else 64)
         # Several, because workspaces of the same size may take the first ones.
-        blocks = [torch.full((count,), value, dtype=dtype, device=device) for _ in range(8)]
+        several = max(2, min(8, MOST_POISON // max(1, count * dtype.itemsize)))
+        blocks = [torch.full((count,), value, dtype=dtype, device=device) for _ in range(several)]
         between += blocks[::2]
         del blocks
     return between

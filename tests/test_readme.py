@@ -214,6 +214,11 @@ def test_use_follows_a_newer_run_of_the_same_machine(
     readme.write_text(f"{foreign}{END}\n")
     assert main(["use", str(new), str(readme)]) == 1  # not there, and not this record's to replace
     assert foreign in readme.read_text()
+    gpu, cpu = VALUE.replace("r.json", "GPU.json"), VALUE.replace("r.json", "CPU.json")
+    readme.write_text(f"{gpu}{END}\n{cpu}{END}\n")
+    assert main(["use", str(new), str(readme)]) == 1
+    assert gpu in readme.read_text()
+    assert cpu not in readme.read_text()
 
 
 def test_show_prints_a_record(readme: Path) -> None:

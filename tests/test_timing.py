@@ -74,8 +74,9 @@ def test_short_calls_share_a_sample(run: Run, product: MakeCase) -> None:
     result = run.measure(case, [Implementation("honest", torch.neg)], device="cpu", budget_s=0.05)
     (row,) = result.rows
     assert row.calls > 100
-    assert row.median is not None
-    assert row.median * row.calls == pytest.approx(2e-3, rel=0.9)
+    assert row.minimum is not None
+    # 2 ms are aimed at; on a busy machine the calibration is off by some factor.
+    assert 2e-4 < row.minimum * row.calls < 2e-2
 
 
 def test_inputs_rotate(run: Run, product: MakeCase) -> None:
