@@ -236,7 +236,7 @@ def workload_for_this_machine(quick: bool) -> Workload:
     """Two GPUs where there are two, else two CPU processes with a thread each."""
     gpus = torch.cuda.device_count()
     if gpus >= 2:
-        steps, rounds = (10, 1) if quick else (30, 3)
+        steps, rounds = (10, 1) if quick else (30, 2)
         return Workload("cuda", 2, "small", 16, 1024, "bfloat16", 5, steps, rounds)
     print(f"{gpus} GPU(s) here, two are needed for NCCL: two CPU processes over gloo", flush=True)
     steps, rounds = (8, 1) if quick else (20, 3)
