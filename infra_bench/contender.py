@@ -37,11 +37,12 @@ class Contender:
             yield
             _wait()
         except RefusalError as refusal:
-            self._fail("refused", str(refusal))
+            self.fail("refused", str(refusal))
         except Exception as crash:
-            self._fail("failed", _one_line(crash))
+            self.fail("failed", one_line(crash))
 
-    def _fail(self, status: str, reason: str) -> None:
+    def fail(self, status: str, reason: str) -> None:
+        """Take it out of the measurement: what it had so far counts for nothing."""
         self.status, self.reason = status, reason
         self.samples, self.pace, self.output, self.error = [], None, (), None
 
@@ -72,7 +73,16 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _one_line(crash: Exception) -> str:
+def is_lost() -> bool:
+    """Say whether a crash on the GPU has made it unusable for the rest of the process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def one_line(crash: Exception) -> str:
     """Return type and first line of an exception, without this machine's folders."""
     text = (str(crash).strip().splitlines() or [""])[0]
     for folder in (Path.cwd(), Path.home()):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from .case import Case, Implementation
-from .contender import Contender
+from .contender import Contender, is_lost, one_line
 from .error import RefusalError
 from .progress import Progress
 from .record import CaseRecord, derive
@@ -39,8 +39,16 @@ def measure(
         Contender(each, status="skipped" if each.skip else "ok", reason=each.skip)
         for each in implementations
     ]
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        _Measurement(case, contenders, device, budget_s, graph, progress, seed).course()
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            _Measurement(case, contenders, device, budget_s, graph, progress, seed).course()
+    except Exception as crash:
+        if device.type == "cpu" or not is_lost():
+            raise
+        # The cases before this one are worth a record, so the run goes on to its end.
+        for each in contenders:
+            if each.status == "ok":
+                each.fail("failed", f"an earlier crash took the GPU with it: {one_line(crash)}")
     return derive(
         CaseRecord(
             name=case.name,

@@ -1,12 +1,17 @@
 """Cheats that only a GPU allows: work on other streams, TF32, captured answers."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from infra_bench import Case, Implementation, Measurement, Run
+from infra_bench.load import load
 
 pytestmark = pytest.mark.gpu
 Measured = Callable[..., Measurement]
@@ -224,3 +229,33 @@ def test_the_record_knows_the_gpu(run: Run, product: MakeCase, case: Case) -> No
     path = run.finish()
     name = torch.cuda.get_device_name(0).lower()
     assert any(word in path.name for word in name.split() if word != "nvidia")
+
+
+def test_a_crash_on_the_gpu_leaves_a_record_of_what_was_before(tmp_path: Path) -> None:
+    program = """
+import sys; from pathlib import Path
+import torch
+from infra_bench import Case, Implementation, Run
+def draw(g): return (torch.randn(1000, generator=g, device="cuda"),)
+def crash(x): return x[torch.full((1000,), 5000, device="cuda")]
+run = Run("demo", directory=Path("."), version="1")
+for name, function in (("before", torch.sin), ("crash", crash), ("after", torch.sin)):
+    implementations = [Implementation("honest", torch.sin), Implementation("other", function)]
+    case = Case(name, draw, torch.sin, 1e-5, "honest")
+    run.measure(case, implementations, device="cuda", budget_s=0.02)
+run.finish()
+sys.exit(run.exit_code)
+"""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    (record,) = (tmp_path / "results").glob("*.json")
+    statuses = [[row.status for row in case.rows] for case in load(record).cases]
+    assert statuses == [["ok", "ok"], ["failed", "failed"], ["failed", "failed"]]
