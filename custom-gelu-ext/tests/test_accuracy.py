@@ -16,7 +16,8 @@ from torch import Tensor
 
 pytestmark = pytest.mark.skipif(build_info.module is None, reason=build_info.missing)
 
-PACKAGE = Path(custom_gelu_ext.__file__).parent
+CSRC = Path(custom_gelu_ext.__file__).parent / "csrc"
+SCRIPT = Path(__file__).parents[1] / "tools" / "fit_coefficients.py"
 C1 = 2 * math.sqrt(2 / math.pi)
 C3 = 0.044715 * C1
 ZERO = {"none": -0.7518, "tanh": -0.7525}  # where gelu' is 0, and a relative error means nothing
@@ -165,9 +166,8 @@ def test_the_textbook_formula_fails_these_checks():
 
 
 def test_the_polynomials_are_what_the_script_computes():
-    script = PACKAGE.parents[1] / "tools" / "fit_coefficients.py"
-    fits = runpy.run_path(str(script))
-    text = (PACKAGE / "csrc/gelu_math.h").read_text() + (PACKAGE / "csrc/arithmetic.h").read_text()
+    fits = runpy.run_path(str(SCRIPT))
+    text = (CSRC / "gelu_math.h").read_text() + (CSRC / "arithmetic.h").read_text()
     written = [float(number) for number in re.findall(r"-?\d+\.\d+(?=f\b)", text)]
     computed = [fits["fit_exp2"](5), fits["fit_exp2"](3)]
     computed += [fits["fit_tail"](8, 0.35), fits["fit_tail"](5, 0.3)]

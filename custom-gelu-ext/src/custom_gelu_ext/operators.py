@@ -109,7 +109,7 @@ class _GeluBackward(Function):
         guarded: Tensor = _NoForwardMode.apply(x)  # type: ignore[no-untyped-call]
         curvature = second_derivative(guarded, ctx.approximate)
         from_x: Tensor = (curvature * grad * x_tangent).to(x.dtype)
-        return backward(grad_tangent, x, ctx.approximate).add(from_x)
+        return backward(grad_tangent, x, ctx.approximate) + from_x
 
     @staticmethod
     def vmap(
@@ -166,11 +166,27 @@ def _fake_gelu_backward(grad: Tensor, x: Tensor, approximate: str = "none") -> T
     return torch.empty_like(x)
 
 
+# The autograd kernels.
+
+
+def _nothing_to_record(*tensors: Tensor) -> bool:
+    # An autograd.Function costs more than a small GELU: where no derivative is asked for, skip it.
+    return (
+        not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and torch.autograd.forward_ad._current_level < 0
+        and not _in_function_transform()
+    )
+
+
 def _autograd_gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    if _nothing_to_record(x):
+        return _Gelu.forward(x, approximate)
     return _Gelu.apply(x, approximate)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _autograd_gelu_backward(grad: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
+    if _nothing_to_record(grad, x):
+        return _GeluBackward.forward(grad, x, approximate)
     return _GeluBackward.apply(grad, x, approximate)  # type: ignore[no-any-return, no-untyped-call]
 
 

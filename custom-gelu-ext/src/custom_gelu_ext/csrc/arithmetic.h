@@ -37,7 +37,6 @@ template <>
 struct Bits<float> {
   using Word = uint32_t;
   static constexpr int kMantissa = 23;
-  static constexpr Word kBias = 127;
   static constexpr Word kSign = 0x80000000u;
   static constexpr Word kInfinity = 0x7f800000u;
   static constexpr float kRound = 0x1.8p23f;  // adding it leaves no room for a fraction
@@ -46,7 +45,6 @@ template <>
 struct Bits<double> {
   using Word = uint64_t;
   static constexpr int kMantissa = 52;
-  static constexpr Word kBias = 1023;
   static constexpr Word kSign = 0x8000000000000000u;
   static constexpr Word kInfinity = 0x7ff0000000000000u;
   static constexpr double kRound = 0x1.8p52;
@@ -95,22 +93,16 @@ GELU_FN Real polynomial(Real z, Real c0, More... more) {
   return fma_(polynomial(z, more...), z, c0);
 }
 
-// 2^f for |f| <= 0.5. The coefficients are printed by tools/fit_coefficients.py: relative
-// error 2.0e-9 (Single) and 2.8e-6 (Lean) before rounding.
+// 2^f for |f| <= 0.5. The coefficients are printed by tools/fit_coefficients.py: relative error
+// 2.0e-9 (Single) and 2.8e-6 (Lean) before rounding.
 template <typename Precision>
 GELU_FN float exp2_fraction(float f) {
-#ifdef __CUDA_ARCH__
-  float result;  // the GPU's own instruction, within 2 units in the last place on this interval
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(f));
-  return result;
-#else
   if constexpr (kIsLean<Precision>) {
     return polynomial(f, 1.0f, 0.693124175f, 0.240240991f, 0.0559064262f, 0.00958285294f);
   } else {
     return polynomial(f, 1.0f, 0.693147182f, 0.240226477f, 0.0555033237f, 0.00961843692f,
                       0.0013398875f, 0.00015353362f);
   }
-#endif
 }
 // For double the Taylor series in f ln 2, whose remainder after 13 terms is below 5e-18.
 template <typename Precision>
@@ -122,25 +114,14 @@ GELU_FN double exp2_fraction(double f) {
                     1.3691488853904128e-12);
 }
 
-// A power of two kept apart as mantissa * 2^-exponent. e^-w leaves float's normal range before
-// x e^-w does; multiplied by x first and scaled last, the product keeps all its bits.
-template <typename Real>
-struct Power {
-  Real mantissa;
-  typename Bits<Real>::Word exponent;  // >= 0
-};
-
-// y 2^-exponent. Two factors, since one of 2^-160 would not be a float. Rounds once, also where the
-// result is subnormal: the first product is exact.
-template <typename Real>
-GELU_FN Real scale(Real y, typename Bits<Real>::Word exponent) {
-  using B = Bits<Real>;
-  using Word = typename B::Word;
-  const Word half = exponent >> 1;
-  const Real first = bit_cast<Real>(Word((B::kBias - half) << B::kMantissa));
-  const Real second = bit_cast<Real>(Word((B::kBias - (exponent - half)) << B::kMantissa));
-  return y * first * second;
+// 2^x for x from -126 to 0, with the GPU's own instruction, within 2 units in the last place.
+#ifdef __CUDA_ARCH__
+GELU_FN float exp2_device(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 }
+#endif
 
 // The nearest integer n to y >= 0 (y far below 2^22), as a Real and as a Word. With y + 1.5 * 2^23
 // the sum's last bit stands for 1, so that the addition itself rounds, and its low bits are n.
@@ -155,6 +136,21 @@ GELU_FN Nearest<Real> nearest(Real y) {
   using Word = typename B::Word;
   const Real sum = y + B::kRound;
   return {sum - B::kRound, bit_cast<Word>(sum) - bit_cast<Word>(Real(B::kRound))};
+}
+
+// 2^(f - n) for |f| <= 0.5 and n >= 0 such that the result is a normal number: 2^f, and n taken off
+// its exponent bits. (NaN becomes some number: the caller multiplies by another NaN.)
+template <typename Precision, typename Real>
+GELU_FN Real exp2_split(Real f, typename Bits<Real>::Word n) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(Real) == 4) {
+    const Real power = exp2_device(f);
+    return bit_cast<Real>(bit_cast<uint32_t>(power) - (n << Bits<Real>::kMantissa));
+  }
+#endif
+  using Word = typename Bits<Real>::Word;
+  const Real power = exp2_fraction<Precision>(f);
+  return bit_cast<Real>(Word(bit_cast<Word>(power) - (n << Bits<Real>::kMantissa)));
 }
 
 // The choices between two values. On the CPU they are integer arithmetic on the bits, because of a

@@ -22,6 +22,10 @@
 // therefore carry a^2 (and a^3) as an unevaluated sum of two numbers: s + s_lo = a^2 exactly, with
 // s_lo = fma(a, a, -s). For 16-bit x, a^2 is exact in float already, and Lean leaves the rest out.
 //
+// e^-w leaves the normal range of numbers, and loses bits, before a e^-w does. So its square root
+// is computed, which stays inside, and multiplied in twice: a R(a) root root rounds well to the
+// end.
+//
 // At the edges: gelu(+Inf) = Inf, gelu(-Inf) = -0 (the limit; x * 0 would be NaN), gelu(-0) = -0,
 // NaN gives NaN, and a result too small for the type becomes -0, as IEEE underflow does;
 // gelu'(+Inf) = 1, gelu'(-Inf) = 0.
@@ -38,21 +42,22 @@ struct Gelu;
 
 // Exact: the tail Q of the normal distribution.
 
-// exp(-a^2/2) = 2^-(a^2 log2(e)/2).
+// exp(-a^2/4) = 2^-(a^2 log2(e)/4).
 template <typename Precision, typename Real>
-GELU_FN Power<Real> gaussian(Real a) {
-  constexpr double kHalfLog2e = 0.72134752044448170;
-  constexpr Real kHigh = Real(kHalfLog2e);
+GELU_FN Real gaussian_root(Real a) {
+  constexpr double kQuarterLog2e = 0.36067376022224085;
+  constexpr Real kHigh = Real(kQuarterLog2e);
   // What rounding took off the constant: for double, its digits beyond the 53 bits.
-  constexpr Real kLow = sizeof(Real) == 8 ? Real(1.0177636870465517e-17) : Real(kHalfLog2e - kHigh);
+  constexpr Real kLow =
+      sizeof(Real) == 8 ? Real(5.0888184352327585e-18) : Real(kQuarterLog2e - kHigh);
   const Real s = a * a;
 #ifdef __CUDA_ARCH__
-  if constexpr (kIsLean<Precision>) return {exp2f(-s * kHigh), 0u};
+  if constexpr (kIsLean<Precision>) return exp2_device(-s * kHigh);
 #endif
   const auto n = nearest(s * kHigh);
   Real f = fma_(-s, kHigh, n.real);
   if constexpr (!kIsLean<Precision>) f -= fma_(s, kLow, fma_(a, a, -s) * kHigh);
-  return {exp2_fraction<Precision>(f), n.word};
+  return exp2_split<Precision>(f, n.word);
 }
 
 // R(a) = Q(a) exp(a^2/2). Printed by tools/fit_coefficients.py: relative error 3.2e-8 (Single),
@@ -78,14 +83,14 @@ struct Gelu<Precision, Mode::kExact> {
   // a Q(a)
   static GELU_FN float tail(float x) {
     const float a = clamped_abs(x, kLimit);
-    const Power<float> e = gaussian<Precision>(a);
-    return scale(a * tail_ratio<Precision>(a) * e.mantissa, e.exponent);
+    const float root = gaussian_root<Precision>(a);
+    return a * tail_ratio<Precision>(a) * root * root;
   }
   // d(a)
   static GELU_FN float derivative(float x) {
     const float a = clamped_abs(x, kLimit);
-    const Power<float> e = gaussian<Precision>(a);
-    return scale(fma_(-kInvSqrt2Pi, a, tail_ratio<Precision>(a)) * e.mantissa, e.exponent);
+    const float root = gaussian_root<Precision>(a);
+    return fma_(-kInvSqrt2Pi, a, tail_ratio<Precision>(a)) * root * root;
   }
 };
 
@@ -109,37 +114,37 @@ struct Gelu<Double, Mode::kExact> {
   }
   static GELU_FN double derivative(double x) {
     const double a = clamped_abs(x, kLimit);
-    const Power<double> e = gaussian<Double>(a);
-    return q(a) - scale(kInvSqrt2Pi * a * e.mantissa, e.exponent);
+    const double root = gaussian_root<Double>(a);
+    return q(a) - kInvSqrt2Pi * a * root * root;
   }
 };
 
 // tanh: the tail q of a sigmoid.
 
 // w = 2u(a) = c1 a + c3 a^3, c1 = 2 sqrt(2/pi), c3 = 0.044715 c1. K1 and K3 are c1 and c3 times
-// log2(e), each rounded to kHigh, with what rounding took off in kLow.
+// log2(e)/2; for each, what rounding to Real takes off.
 template <typename Real>
 struct TanhConstants {
   static constexpr double kC1 = 1.5957691216057308, kC3 = 0.07135481627260025;
-  static constexpr double kK1 = 2.3022081981443248, kK3 = 0.1029432395800235;
+  static constexpr double kK1 = 1.1511040990721624, kK3 = 0.05147161979001175;
   static constexpr bool kWide = sizeof(Real) == 8;
-  static constexpr Real kK1Low = kWide ? Real(1.3132826040769712e-16) : Real(kK1 - Real(kK1));
-  static constexpr Real kK3Low = kWide ? Real(-5.978177400718744e-18) : Real(kK3 - Real(kK3));
+  static constexpr Real kK1Low = kWide ? Real(6.566413020384856e-17) : Real(kK1 - Real(kK1));
+  static constexpr Real kK3Low = kWide ? Real(-2.989088700359372e-18) : Real(kK3 - Real(kK3));
 };
 
-// e^-w(a) = 2^-(K1 a + K3 a^3).
+// e^(-w(a)/2) = 2^-(K1 a + K3 a^3).
 template <typename Precision, typename Real>
-GELU_FN Power<Real> exp_minus_w(Real a) {
+GELU_FN Real exp_minus_w_root(Real a) {
   using C = TanhConstants<Real>;
   constexpr Real kK1 = Real(C::kK1), kK3 = Real(C::kK3);
   const Real s = a * a;
   const Real y = a * fma_(kK3, s, kK1);
 #ifdef __CUDA_ARCH__
-  if constexpr (kIsLean<Precision>) return {exp2f(-y), 0u};
+  if constexpr (kIsLean<Precision>) return exp2_device(-y);
 #endif
   const auto n = nearest(y);
   if constexpr (kIsLean<Precision>) {
-    return {exp2_fraction<Precision>(n.real - y), n.word};
+    return exp2_split<Precision>(n.real - y, n.word);
   } else {
     // Each of the two terms is taken from an integer near it, so that both differences are small
     // and rounded once; the integers add up to n.
@@ -149,7 +154,7 @@ GELU_FN Power<Real> exp_minus_w(Real a) {
     const Real f1 = fma_(-kK1, a, n1);
     const Real f3 = fma_(-kK3, cube, n.real - n1);
     const Real low = fma_(C::kK1Low, a, fma_(C::kK3Low, cube, kK3 * cube_low));
-    return {exp2_fraction<Precision>((f1 + f3) - low), n.word};
+    return exp2_split<Precision>((f1 + f3) - low, n.word);
   }
 }
 
@@ -161,19 +166,19 @@ struct Gelu<Precision, Mode::kTanh> {
   // a q(a)
   static GELU_FN Real tail(Real x) {
     const Real a = clamped_abs(x, kLimit);
-    const Power<Real> e = exp_minus_w<Precision>(a);
-    const Real one_minus_q = reciprocal(1 + scale(e.mantissa, e.exponent));
-    return scale(a * one_minus_q * e.mantissa, e.exponent);
+    const Real root = exp_minus_w_root<Precision>(a);
+    const Real one_minus_q = reciprocal(1 + root * root);
+    return a * one_minus_q * root * root;
   }
   // d(a)
   static GELU_FN Real derivative(Real x) {
     using C = TanhConstants<Real>;
     const Real a = clamped_abs(x, kLimit);
-    const Power<Real> e = exp_minus_w<Precision>(a);
-    const Real one_minus_q = reciprocal(1 + scale(e.mantissa, e.exponent));
+    const Real root = exp_minus_w_root<Precision>(a);
+    const Real one_minus_q = reciprocal(1 + root * root);
     const Real a_w_prime = a * fma_(Real(3 * C::kC3), a * a, Real(C::kC1));
     const Real factor = fma_(-a_w_prime, one_minus_q, Real(1)) * one_minus_q;
-    return scale(factor * e.mantissa, e.exponent);
+    return factor * root * root;
   }
 };
 
