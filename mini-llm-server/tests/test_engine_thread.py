@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from mini_llm_server.engine.engine import Engine, EngineThread
-from mini_llm_server.engine.engine_thread import OutputStream
+from mini_llm_server.engine.engine import Engine
+from mini_llm_server.engine.engine_thread import EngineThread, OutputStream
 from mini_llm_server.engine.request import (
     EngineDead,
     Output,

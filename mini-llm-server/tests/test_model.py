@@ -20,7 +20,7 @@ from mini_llm_server.model.gguf import GGUFFile
 from mini_llm_server.model.linear import Linear
 from mini_llm_server.model.loader import load_model
 from mini_llm_server.model.transformer import Llama
-from mini_llm_server.model.weights import read_config, read_weights
+from mini_llm_server.model.weights import GGUFWeights, read_config
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -227,7 +227,7 @@ def test_smollm2_logits_equal_transformers_own_reading_of_the_file() -> None:
     file = GGUFFile(path)
     config = read_config(file)
     assert their_config.rope_parameters["rope_theta"] == config.rope_theta == 100_000
-    ours = Llama(config, read_weights(file, config), torch.float32, CPU)
+    ours = Llama(config, GGUFWeights(file, config), torch.float32, CPU)
     ids = torch.randint(0, config.vocab_size, (90,), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = theirs(ids[None]).logits[0]

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 
 from mini_llm_server.engine.config import EngineConfig, EngineStats
-from mini_llm_server.engine.engine_thread import EngineThread
 from mini_llm_server.engine.kv_cache import BlockPool
 from mini_llm_server.engine.model_runner import ModelRunner
 from mini_llm_server.engine.request import (
@@ -28,7 +27,7 @@ from mini_llm_server.engine.scheduler import SCHEDULERS, ScheduledBatch
 from mini_llm_server.engine.text_stream import TextStream
 from mini_llm_server.model.loader import LoadedModel, load_model
 
-__all__ = ["Engine", "EngineConfig", "EngineStats", "EngineThread"]
+__all__ = ["Engine", "EngineConfig", "EngineStats"]
 
 CPU_KV_CACHE_BYTES = 512 * 2**20
 GPU_KV_CACHE_SHARE = 0.8  # of the memory free once the weights are loaded

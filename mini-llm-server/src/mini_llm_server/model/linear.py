@@ -23,6 +23,7 @@ class Linear:
             and weight.dtype == torch.float32
             and platform.machine() in ("x86_64", "AMD64")
             and torch._C._has_mkldnn
+            and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not a public interface of torch
         )
         if self.is_packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)

@@ -14,7 +14,7 @@ from mini_llm_server.model.dummy import DUMMY_CONFIG, random_weights
 from mini_llm_server.model.gguf import GGUFFile
 from mini_llm_server.model.tokenizer import ByteTokenizer, Tokenizer
 from mini_llm_server.model.transformer import Llama
-from mini_llm_server.model.weights import read_config, read_weights
+from mini_llm_server.model.weights import GGUFWeights, read_config
 
 MODELS = ("smollm2", "dummy")
 
@@ -55,7 +55,7 @@ def load_model(
     if name == "smollm2":
         file = GGUFFile(find_smollm2())
         config = read_config(file)
-        model = Llama(config, read_weights(file, config), dtype, device)
+        model = Llama(config, GGUFWeights(file, config), dtype, device)
         return LoadedModel(model, BPETokenizer(file.metadata), config, name)
     raise ValueError(f"no model is named {name!r}: there are {', '.join(MODELS)}")
 

@@ -38,7 +38,8 @@ class Llama:
 
     Args:
         config: its shape.
-        weights: tensors under Hugging Face's names ("model.layers.0.self_attn.q_proj.weight").
+        weights: tensors under Hugging Face's names ("model.layers.0.self_attn.q_proj.weight"),
+            each asked for once, so that the mapping may read them from a file one by one.
         dtype: what they are converted to and computed in.
         device: where they go.
 
@@ -61,10 +62,11 @@ class Llama:
         def take(name: str, *shape: int) -> Tensor:
             if name not in weights:
                 raise ValueError(f"the weights hold no {name}: is this a Llama-shaped model?")
-            if weights[name].shape != shape:
-                got = list(weights[name].shape)
+            weight = weights[name]
+            if weight.shape != shape:
+                got = list(weight.shape)
                 raise ValueError(f"{name} has shape {got}, the config says {list(shape)}")
-            return weights[name].to(device, dtype)
+            return weight.to(device, dtype)
 
         def layer(i: int) -> Layer:
             at = f"model.layers.{i}."

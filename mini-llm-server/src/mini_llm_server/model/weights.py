@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from torch import Tensor
 
 from mini_llm_server.model.config import ModelConfig
@@ -51,29 +53,41 @@ def read_config(file: GGUFFile) -> ModelConfig:
     )
 
 
-def read_weights(file: GGUFFile, config: ModelConfig) -> dict[str, Tensor]:
-    """Return all weights as float32 under Hugging Face's names.
+class GGUFWeights(Mapping[str, Tensor]):
+    """A file's weights as float32 under Hugging Face's names.
+
+    Each is read when it is asked for, so that a model never lies in memory twice.
 
     Raises:
         ValueError: the file holds a tensor that a Llama does not have.
     """
-    weights = {}
-    for name in file.tensor_names():
-        tensor = file.tensor(name)
-        _, _, rest = name.partition("blk.")
-        if rest:
-            layer, kind, _ = rest.split(".")
-            if kind in ("attn_q", "attn_k"):
-                heads = config.num_heads if kind == "attn_q" else config.num_kv_heads
-                tensor = _unpermute(tensor, heads)
-            if kind not in _LAYER_NAMES:
-                raise ValueError(f"{file.path} holds {name}, which a Llama does not have")
-            weights[f"model.layers.{layer}.{_LAYER_NAMES[kind]}.weight"] = tensor
-        elif name in _OTHER_NAMES:
-            weights[_OTHER_NAMES[name]] = tensor
-        else:
-            raise ValueError(f"{file.path} holds {name}, which a Llama does not have")
-    return weights
+
+    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
+        self._file = file
+        self._heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+        self._names = {_hugging_face_name(file, name): name for name in file.tensor_names()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._names[name]
+        tensor = self._file.tensor(stored)
+        kind = stored.split(".")[-2]
+        return _unpermute(tensor, self._heads[kind]) if kind in self._heads else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _hugging_face_name(file: GGUFFile, name: str) -> str:
+    """Return the name of "token_embd.weight" or "blk.LAYER.KIND.weight" as transformers has it."""
+    if name in _OTHER_NAMES:
+        return _OTHER_NAMES[name]
+    match name.split("."):
+        case ["blk", layer, kind, "weight"] if kind in _LAYER_NAMES:
+            return f"model.layers.{layer}.{_LAYER_NAMES[kind]}.weight"
+    raise ValueError(f"{file.path} holds {name}, which a Llama does not have")
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:

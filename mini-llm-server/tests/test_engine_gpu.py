@@ -1,0 +1,81 @@
+"""The engine on a GPU gives what it gives on the CPU, which the other tests check."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from mini_llm_server.engine.engine import Engine, EngineConfig
+from mini_llm_server.engine.request import Output, SamplingParams
+from mini_llm_server.llm import LLM
+from mini_llm_server.model.attention import Span, TorchPagedAttention
+from mini_llm_server.model.loader import load_model
+
+pytestmark = pytest.mark.gpu
+RunAll = Callable[..., dict[str, list[Output]]]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(12, temperature=0, ignore_eos=True),
+        SamplingParams(12, temperature=1.2, seed=5, ignore_eos=True),
+        SamplingParams(12, temperature=1.2, top_p=0.8, top_k=40, seed=5, ignore_eos=True),
+    ],
+)
+@pytest.mark.parametrize("num_blocks", [200, 12])  # 12: preempts
+def test_answers_equal_the_cpus(run_all: RunAll, params: SamplingParams, num_blocks: int) -> None:
+    rng = random.Random(0)
+    prompts = [[rng.randrange(256) for _ in range(rng.randint(1, 25))] for _ in range(9)]
+    answers = []
+    for device in ("cpu", "cuda"):
+        engine = Engine(
+            load_model("dummy", torch.float64, device),
+            EngineConfig(num_blocks=num_blocks, block_size=4, max_num_batched_tokens=40),
+        )
+        for i, prompt in enumerate(prompts):
+            engine.add(str(i), prompt, params)
+        outputs = run_all(engine)
+        answers.append({name: [o.token_id for o in out] for name, out in outputs.items()})
+        assert (engine.stats().preemptions > 0) == (num_blocks == 12)
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
+def test_logits_of_a_ragged_batch_are_near_float64(dtype: torch.dtype, tolerance: float) -> None:
+    lengths, generator = [1, 40, 17, 300], torch.Generator().manual_seed(0)
+    ids = [torch.randint(0, 256, (n,), generator=generator) for n in lengths]
+    results = []
+    for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
+        model = load_model("dummy", kind, device).model
+        attention = TorchPagedAttention(model.config, 100, 16, kind, model.device)
+        attention.kv.fill_(torch.nan)
+        tables, free = [], list(range(100))
+        for n in lengths:
+            tables.append([free.pop() for _ in range(-(-(n + 1) // 16))])
+        flat = torch.cat(ids)
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        prefill = attention.plan([Span(0, n, t) for n, t in zip(lengths, tables, strict=True)])
+        rows = torch.arange(len(flat)).to(device)
+        first = model.forward(flat.to(device), positions.to(device), rows, prefill)
+        decode = attention.plan([Span(n, 1, t) for n, t in zip(lengths, tables, strict=True)])
+        positions = torch.tensor(lengths).to(device)
+        second = model.forward(
+            torch.arange(4).to(device), positions, torch.arange(4).to(device), decode
+        )
+        results.append(torch.cat([first, second]).double().cpu())
+    expected, got = results
+    error = ((got - expected).norm() / expected.norm()).item()
+    assert error < tolerance  # also false for NaN
+
+
+@pytest.mark.slow
+def test_smollm2_on_the_gpu_by_default() -> None:
+    llm = LLM("smollm2")
+    assert llm.engine.loaded.model.device.type == "cuda"
+    assert llm.engine.loaded.model.dtype == torch.bfloat16
+    params = SamplingParams(8, temperature=0)
+    (answer,) = llm.generate(["The capital of France is"], params)
+    assert "Paris" in answer.text
