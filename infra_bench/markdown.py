@@ -5,8 +5,8 @@ from __future__ import annotations
 from .record import Record
 from .selection import FIELDS, NONE, Entry, MarkerError, unique
 
-RIGHT = ("median", "quartiles", "min", "rate", "ratio", "error", "samples")
-NAMES = {"quartiles": "q1 – q3", "min": "best"}
+RIGHT = ("median", "quartiles", "min", "rate", "ratio", "spread", "error", "samples")
+NAMES = {"quartiles": "q1 – q3", "min": "best", "spread": "its q1 – q3"}
 
 
 def long_table(entries: list[Entry], columns: list[str]) -> str:

@@ -14,6 +14,7 @@ from .case import Better
 from .statistics import ratio, summarize
 
 SCHEMA = 1
+NOISY = 1.5  # third quartile over first
 STATUSES = ("ok", "skipped", "refused", "failed")
 
 
@@ -48,6 +49,11 @@ class Measurement:
     ratio_q1: float | None = None
     ratio_q3: float | None = None
     rate: float | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether its quartiles lie too far apart for its median to be believed."""
+        return bool(self.q1 and self.q3 and self.q3 > NOISY * self.q1)
 
 
 @dataclass(frozen=True)

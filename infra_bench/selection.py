@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from . import format
 from .record import CaseRecord, Measurement, Record
 
-FIELDS = ("median", "quartiles", "min", "rate", "ratio", "error", "samples", "status")
+FIELDS = ("median", "quartiles", "min", "rate", "ratio", "spread", "error", "samples", "status")
 NONE = "–"
 
 
@@ -62,6 +62,8 @@ class Entry:
         if field == "quartiles":
             low, high = row.q1 or 0.0, row.q3 or 0.0
             return f"{format.quantity(low, row.unit)} – {format.quantity(high, row.unit)}"
+        if field == "spread":
+            return spread(row) or NONE
         value = self.number(field)
         if value is None:
             return NONE
@@ -70,6 +72,13 @@ class Entry:
         if field == "ratio":
             return format.times(value)
         return format.error(value) if field == "error" else format.quantity(value, row.unit)
+
+
+def spread(row: Measurement) -> str:
+    """Return the quartiles of a ratio as text; empty where there is none."""
+    if row.ratio_q1 is None or row.ratio_q3 is None:
+        return ""
+    return f"{format.times(row.ratio_q1)} – {format.times(row.ratio_q3)}"
 
 
 def choose(

@@ -16,9 +16,19 @@ from . import format
 from .load import load
 from .markdown import caption, long_table
 from .record import CaseRecord, Measurement, Record, RecordError
-from .selection import choose
+from .selection import choose, spread
 
-HEADERS = ("package", "case", "metric", "baseline", "best", "value", "ratio", "error")
+HEADERS = (
+    "package",
+    "case",
+    "metric",
+    "baseline",
+    "best",
+    "value",
+    "ratio",
+    "its q1 – q3",
+    "error",
+)
 
 
 @dataclass
@@ -89,7 +99,7 @@ def _run_one(folder: Path, out: Path, quick: bool) -> Part:
 def _terminal_table(parts: list[Part]) -> Table:
     table = Table(title="best of ours against each case's baseline", title_justify="left")
     for header in HEADERS:
-        right = header in ("value", "ratio", "error")
+        right = header in ("value", "ratio", "its q1 – q3", "error")
         table.add_column(header, justify="right" if right else "left", overflow="fold")
     for part in parts:
         for record in part.records:
@@ -116,6 +126,7 @@ def _cells(
         best.implementation,
         value,
         format.times(best.ratio) if best.ratio else "",
+        spread(best) + (" noisy" if best.noisy or (base and base.noisy) else ""),
         format.error(best.error) if best.error is not None else "",
     ]
 
@@ -137,6 +148,6 @@ def _report(parts: list[Part], out: Path) -> str:
         for record in part.records:
             assert record.path is not None
             link = Path(os.path.relpath(record.path, out)).as_posix()
-            columns = ["median", "quartiles", "rate", "ratio", "error", "status"]
+            columns = ["median", "quartiles", "rate", "ratio", "spread", "error", "status"]
             lines += ["", long_table(choose(record), columns), "", caption(record, link)]
     return "\n".join(lines) + "\n"

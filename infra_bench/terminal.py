@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import format
-from .record import CaseRecord, Measurement, Record
+from .record import NOISY, CaseRecord, Measurement, Record
 
 STYLES = {"ok": "green", "skipped": "dim", "refused": "bold red", "failed": "bold red"}
 
@@ -20,14 +20,23 @@ def print_record(record: Record, console: Console) -> None:
     for header in (*headers, "rate", "vs baseline", "error", "status"):
         right = header in ("median", "q1–q3", "rate", "vs baseline", "error")
         table.add_column(header, justify="right" if right else "left", overflow="fold")
+    noisy = False
     for case in record.cases:
         for number, row in enumerate(case.rows):
             first = case.name if number == 0 else ""
             cells = [first, row.implementation, *([row.metric] if macro else [])]
             cells = [escape(cell) for cell in cells] + _numbers(case, row)
-            table.add_row(*cells, f"[{STYLES[row.status]}]{row.status}[/]")
+            noisy = noisy or row.noisy
+            status = "[yellow]noisy[/]" if row.noisy else f"[{STYLES[row.status]}]{row.status}[/]"
+            table.add_row(*cells, status)
         table.add_section()
     console.print(table)
+    if noisy:
+        console.print(
+            f"noisy: quartiles differ by more than {NOISY}x, so medians and ratios there say "
+            "little; close other programs and run again",
+            style="yellow",
+        )
     for case in record.cases:
         for row in case.rows:
             if row.reason:

@@ -1,6 +1,8 @@
 """What the harness's tests share: a run, and a product of matrices to measure."""
 
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,21 @@ def draw_matrices(generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator, device=generator.device) for _ in "ab")
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    monkeypatch.setenv("INFRA_BENCH_COMMIT", "abc1234")
+@contextmanager
+def alone(folder: Path) -> Iterator[Run]:
+    """Make a run of a known commit; matrices this small had better not wait for a second thread."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices this small wait for busy neighbours instead of working
-    yield Run("demo", directory=tmp_path, version="0.1.0")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INFRA_BENCH_COMMIT", "abc1234")
+        yield Run("demo", directory=folder, version="0.1.0")
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with alone(tmp_path) as run:
+        yield run
 
 
 @pytest.fixture
@@ -68,8 +78,20 @@ def measured(run: Run, product: Callable[..., Case]) -> Callable[..., Measuremen
 
 
 @pytest.fixture
-def served(run: Run, tmp_path: Path) -> Path:
-    """Write a record with one timed case and one of a server; return its path."""
+def served(tmp_path: Path, measured_once: Path) -> Path:
+    """Return the path of a record with one timed case and one of a server."""
+    (tmp_path / "results").mkdir()
+    return Path(shutil.copy(measured_once, tmp_path / "results"))
+
+
+@pytest.fixture(scope="session")
+def measured_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    with alone(folder) as run:
+        return serve(run)
+
+
+def serve(run: Run) -> Path:
     run.measure(
         Case(
             "64",
@@ -100,4 +122,4 @@ def served(run: Run, tmp_path: Path) -> Path:
         baseline="fifo",
         params={"concurrency": 8},
     )
-    return run.finish(tmp_path / "results")
+    return run.finish()

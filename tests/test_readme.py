@@ -13,6 +13,7 @@ from infra_bench.load import load
 
 RECORD = "file=results/r.json"
 TABLE = f"<!-- bench:table {RECORD} cases=64 columns=median,rate,ratio,error -->"
+SPREAD = f"<!-- bench:table {RECORD} cases=8* metrics=TTFT* columns=ratio,spread -->"
 PIVOT = f'<!-- bench:table {RECORD} cases="8 at*" rows=metric columns=implementation cell=ratio -->'
 ROW = 'case="8 at once" implementation=continuous metric="output tokens"'
 VALUE = f"<!-- bench:value {RECORD} {ROW} field=ratio -->"
@@ -26,7 +27,8 @@ def readme(served: Path) -> Path:
     served.rename(served.with_name("r.json"))
     path = served.parents[1] / "README.md"
     path.write_text(
-        f"# Demo\n\n{TABLE}\n{END}\n\n{PIVOT}\n{END}\n\nThat is {VALUE}{END} faster.\n\n"
+        f"# Demo\n\n{TABLE}\n{END}\n\n{PIVOT}\n{END}\n{SPREAD}\n{END}\n\n"
+        f"That is {VALUE}{END} faster.\n\n"
         f"{PLOT}\n{END}\n\nThe end.\n"
     )
     return path
@@ -38,6 +40,8 @@ def test_written_figures_are_those_of_the_record(readme: Path) -> None:
     assert "That is " + VALUE + "4.00x" + END + " faster." in text
     assert "| output tokens | 1.00x | 4.00x |" in text
     assert "| TTFT p50 | 1.00x | 10.0x |" in text
+    # The rounds' ratios are 2/0.2, 2/0.25 and 2.2/0.2: 10, 8 and 11.
+    assert "| continuous | 10.0x | 9.00x – 10.5x |" in text
     assert "| implementation | median | rate | vs torch.matmul | error |" in text
     assert "| wrong | refused | refused | refused | – |" in text
     assert "absent: skipped, needs a GPU" in text

@@ -141,6 +141,15 @@ def test_output_in_a_pipe_has_no_control_codes(
     assert re.search(r"refused: product, wrong: relative error [\d.]+ is above", text)
 
 
+@pytest.mark.parametrize(("samples", "noisy"), [([1.0, 1.0, 1.2], False), ([1.0, 1.5, 9.0], True)])
+def test_quartiles_far_apart_are_called_noisy(
+    run: Run, capfd: pytest.CaptureFixture[str], samples: list[float], noisy: bool
+) -> None:
+    run.add("x", [Row("a", "m", "s", samples)], baseline="a")
+    run.finish()
+    assert ("noisy: quartiles differ by more than 1.5x" in capfd.readouterr().out) is noisy
+
+
 def git(folder: Path, *arguments: str) -> None:
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
