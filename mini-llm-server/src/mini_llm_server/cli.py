@@ -9,7 +9,7 @@ import enum
 import json
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -18,7 +18,7 @@ import mini_llm_server
 if TYPE_CHECKING:
     import torch
 
-    from mini_llm_server.engine.engine import Engine, EngineConfig
+    from mini_llm_server.engine.engine import Engine
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,24 +105,21 @@ def serve(
     from mini_llm_server.api.app import create_app
     from mini_llm_server.api.logs import configure
     from mini_llm_server.api.server import Server
-    from mini_llm_server.engine.engine import EngineConfig
 
-    configure(log_level.value)
     engine = _load(
         model,
-        EngineConfig(
-            scheduler=scheduler.value,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_size=block_size,
-            num_blocks=num_blocks,
-            max_model_len=max_model_len,
-            max_waiting=max_waiting,
-            dtype=_torch_dtype(dtype),
-            device=_check_device(device),
-            seed=seed,
-        ),
+        scheduler=scheduler.value,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        max_model_len=max_model_len,
+        max_waiting=max_waiting,
+        dtype=_torch_dtype(dtype),
+        device=_check_device(device),
+        seed=seed,
     )
+    configure(log_level.value)
     bound_host, bound_port = listening.getsockname()[:2]
     url = f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
 
@@ -154,11 +151,12 @@ def models() -> None:
         typer.echo(f"{name:10}{about[name]} ({state})")
 
 
-def _load(model: str, config: EngineConfig) -> Engine:
-    from mini_llm_server.engine.engine import Engine
+def _load(model: str, **options: Any) -> Engine:
+    """Build the engine; `options` are the fields of its `EngineConfig`."""
+    from mini_llm_server.engine.engine import Engine, EngineConfig
 
     try:
-        return Engine.load(model, config)
+        return Engine.load(model, EngineConfig(**options))
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error))
     except (RuntimeError, MemoryError) as error:

@@ -151,7 +151,7 @@ def _path(place: Sequence[str | int]) -> str:
     path = ""
     for step in place:
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
-    return path.encode(errors="backslashreplace").decode()  # a name may hold half a character
+    return path
 
 
 def _shortened(value: object) -> str:

@@ -119,13 +119,13 @@ def _as_prompts(value: Any) -> list[Prompt]:
 
 
 def _check_texts(texts: list[str]) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell ("\\ud83d") and UTF-8 cannot."""
     for text in texts:
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair: "\\ud83d"
-            raise ValueError(
-                f"it holds half a character: {text[error.start : error.end]!r}"
-            ) from None
+        except UnicodeEncodeError as error:
+            half = text[error.start : error.end]
+            raise ValueError(f"it holds half a character: {half!r}") from None
 
 
 def _is_tokens(value: list[Any]) -> bool:
@@ -138,6 +138,7 @@ def _as_stops(value: Any) -> tuple[str, ...]:
         raise ValueError("it has to be a text or a list of texts")
     if len(stops) > MOST_STOP_STRINGS:
         raise ValueError(f"it holds {len(stops)} texts, and at most {MOST_STOP_STRINGS} are taken")
+    _check_texts(stops)
     if not all(stops):
         raise ValueError("an empty text would end every answer at once: leave it out")
     return tuple(stops)
@@ -146,6 +147,7 @@ def _as_stops(value: Any) -> tuple[str, ...]:
 def _as_text(value: Any) -> str:
     """Return a message's content: a text, or the texts of a list of text parts, joined."""
     if isinstance(value, str):
+        _check_texts([value])
         return value
     if not isinstance(value, list) or not value:
         raise ValueError("it has to be a text or a list of text parts")
@@ -155,6 +157,7 @@ def _as_text(value: Any) -> str:
             raise ValueError(f"part {i} is of type {kind!r}, and only 'text' is supported")
         if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
             raise ValueError(f"part {i} has to be {{'type': 'text', 'text': '...'}}, no more")
+    _check_texts([part["text"] for part in value])
     return "".join(part["text"] for part in value)
 
 
