@@ -22,7 +22,12 @@ try:
     from infra_bench import Case, Implementation, Run
 except ModuleNotFoundError:  # not installed: use the one in the checkout that this file lies in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from infra_bench import Case, Implementation, Run
+    try:
+        from infra_bench import Case, Implementation, Run
+    except ModuleNotFoundError:
+        sys.exit(
+            "benchmark.py needs its harness: use the whole checkout, or pip install infra-bench"
+        )
 
 Size = tuple[int, int, int]
 

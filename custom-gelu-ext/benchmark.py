@@ -25,7 +25,12 @@ try:
     import infra_bench
 except ModuleNotFoundError:  # not installed: use the one in the checkout that this file lies in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import infra_bench  # noqa: F401
+    try:
+        import infra_bench  # noqa: F401
+    except ModuleNotFoundError:
+        sys.exit(
+            "benchmark.py needs its harness: use the whole checkout, or pip install infra-bench"
+        )
 
 import custom_gelu_ext
 from custom_gelu_ext import build_info, gelu
@@ -181,11 +186,9 @@ def add_accuracy(run: Run, mode: str, dtype: torch.dtype, device: torch.device) 
 def plan(device: torch.device, quick: bool) -> Iterator[tuple[str, torch.dtype, int]]:
     """Yield the mode, type and size of every speed case."""
     if device.type == "cuda":
-        exponents = (20, 24, 28) if quick else (20, 22, 24, 26, 28)
-        modes = ("exact",) if quick else tuple(MODES)
-        for mode in modes:
+        for mode in ("exact",) if quick else MODES:
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
-                for exponent in exponents:
+                for exponent in (20, 24, 28):
                     yield mode, dtype, 2**exponent
         return
     yield from (("exact", torch.float32, 2**e) for e in (16, 20))
@@ -209,7 +212,7 @@ def main() -> int:
     run = Run(
         "custom-gelu-ext", directory=Path(__file__).parent, version=custom_gelu_ext.__version__
     )
-    budget = 0.2 if args.quick else 1.0
+    budget = 0.2 if args.quick else 0.4
     accuracy_of = (torch.float32, torch.float16, torch.bfloat16)
     for mode in MODES:
         for dtype in accuracy_of:

@@ -26,7 +26,12 @@ try:
     import infra_bench
 except ModuleNotFoundError:  # not installed: use the one in the checkout that this file lies in
     sys.path.insert(0, str(PACKAGE.parent))
-    import infra_bench
+    try:
+        import infra_bench
+    except ModuleNotFoundError:
+        sys.exit(
+            "benchmark.py needs its harness: use the whole checkout, or pip install infra-bench"
+        )
 try:
     import dist_playground
     import torch
