@@ -52,7 +52,7 @@ def loads_for(device: str, quick: bool) -> list[Load]:
     if device == "cuda":
         if quick:
             return [Load(32, 32, 128, 64, 2)]
-        return [Load(1, 4, 128, 64, 5), Load(32, 32, 128, 64, 3), Load(128, 128, 128, 64, 2)]
+        return [Load(1, 4, 128, 64, 3), Load(32, 32, 128, 64, 2)]
     if quick:
         return [Load(8, 8, 32, 32, 2)]
     return [Load(1, 2, 64, 64, 5), Load(8, 8, 64, 64, 5), Load(32, 32, 64, 64, 3)]
