@@ -89,7 +89,7 @@ def _draw_filtered(logits: Tensor, maximum: Tensor, requests: Sequence[Request])
 def _pick(cumulative: Tensor, total: Tensor, requests: Sequence[Request]) -> Tensor:
     """Return [S, 1] columns whose share of the cumulative weights each request's number hits.
 
-    Numbers below 1 - 2^-32 and `right=True` never reach a column of weight zero.
+    Numbers of at most 1 - 2^-32 and `right=True` never reach a column of weight zero.
     """
     uniform = _column([r.rng.getrandbits(32) / 2**32 for r in requests], cumulative)
     return torch.searchsorted(cumulative, uniform * total, right=True)
