@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +15,9 @@ from .case import Implementation
 from .error import RefusalError
 from .record import Measurement
 from .tensors import Inputs
-from .timing import Pace
+from .timing import Pace, Timer
+
+MOST_ROUNDS = 100
 
 
 @dataclass
@@ -26,7 +30,8 @@ class Contender:
     error: float | None = None
     timer: str = ""
     pace: Pace | None = None
-    rounds: int = 0
+    fewest: int = 0
+    spent_s: float = 0.0
     samples: list[float] = field(default_factory=list)
     output: Inputs = ()
 
@@ -49,6 +54,30 @@ class Contender:
     def saw(self, error: float) -> None:
         """Keep the largest error of all checks."""
         self.error = max(error, self.error or 0.0)
+
+    def sample(self, timer: Timer, turn: int) -> Any:
+        """Take a sample; return what its last call returned."""
+        assert self.pace is not None
+        start = time.perf_counter()
+        seconds, returned = timer.sample(self.pace, turn)
+        self.spent_s += time.perf_counter() - start
+        self.samples.append(seconds)
+        return returned
+
+    def ends(self, budget_s: float) -> bool:
+        """Say whether the coming sample is its last: another one would not fit the budget.
+
+        Goes by what samples really took, which on a busy machine is not what calibration found.
+        """
+        count = len(self.samples) + 1
+        left = budget_s - self.spent_s
+        enough = count >= self.fewest and left < 2 * self.spent_s / max(1, len(self.samples))
+        return enough or count >= MOST_ROUNDS
+
+    def rounds_in(self, budget_s: float) -> int:
+        """Return about how many samples it will take."""
+        fitting = budget_s / max(self.pace.sample_s, 1e-6) if self.pace else 0
+        return int(max(self.fewest, min(MOST_ROUNDS, fitting)))
 
     def record(self) -> Measurement:
         """Return the row for the record: samples only where every check passed."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from .case import Case, Implementation
-from .contender import Contender, is_lost, one_line
+from .contender import MOST_ROUNDS, Contender, is_lost, one_line
 from .error import RefusalError
 from .progress import Progress
 from .record import CaseRecord, derive
@@ -20,7 +20,7 @@ from .tensors import Inputs, draw, outputs_of, share_memory, size_in_bytes
 from .timing import CpuTimer, InputSets, Timer
 from .verify import Examiner
 
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
+FEWEST_ROUNDS = 5
 SLOW_ROUNDS = 3  # where one call alone is longer than the budget
 CPU_SETS, CUDA_SETS = 3, 2
 
@@ -135,9 +135,7 @@ class _Measurement:
             self._pace(timer)
         for each in self.alive():
             assert each.pace is not None
-            fewest = SLOW_ROUNDS if each.pace.seconds > self.budget_s else FEWEST_ROUNDS
-            fitting = self.budget_s / max(each.pace.sample_s, 1e-6)
-            each.rounds = int(max(fewest, min(MOST_ROUNDS, fitting)))
+            each.fewest = SLOW_ROUNDS if each.pace.seconds > self.budget_s else FEWEST_ROUNDS
             each.timer = timer.name
         return timer
 
@@ -177,22 +175,27 @@ class _Measurement:
 
     def take_turns(self, timer: Timer, inputs: InputSets) -> None:
         """Sample A B A B ..., so that whatever drifts hits all alike; check some timed results."""
-        rounds = [each.rounds for each in self.alive()]
-        if not rounds:
+        playing = self.alive()
+        if not playing:
             return
-        # Each one's last round, and one that nobody can foresee.
-        checked = {each - 1 for each in rounds} | {self.random.randrange(min(rounds))}
+        # Each one's last round is checked, and one that nobody can foresee.
+        drawn = self.random.randrange(min(each.rounds_in(self.budget_s) for each in playing))
         with _no_collector():
-            for turn in range(max(rounds)):
-                playing = [each for each in self.alive() if turn < each.rounds]
-                if turn in checked:
+            for turn in range(MOST_ROUNDS):
+                ending = [each for each in playing if each.ends(self.budget_s)]
+                if ending or turn == drawn:
                     self._checked_round(timer, inputs, playing, turn)
-                    continue
-                for each in playing:
-                    self.progress.show(self.case.name, each.implementation.name, "timing", turn)
-                    with each.on_trial():
-                        assert each.pace is not None
-                        each.samples.append(timer.sample(each.pace, turn)[0])
+                else:
+                    self._round(timer, playing, turn)
+                playing = [each for each in playing if each.status == "ok" and each not in ending]
+                if not playing:
+                    return
+
+    def _round(self, timer: Timer, playing: list[Contender], turn: int) -> None:
+        for each in playing:
+            self.progress.show(self.case.name, each.implementation.name, "timing", turn)
+            with each.on_trial():
+                each.sample(timer, turn)
 
     def _checked_round(
         self, timer: Timer, inputs: InputSets, playing: list[Contender], turn: int
@@ -203,15 +206,14 @@ class _Measurement:
         inputs.renewed(index)
         for each in playing:
             with each.on_trial():
-                assert each.pace is not None
-                between = examiner.poison()
-                seconds, returned = timer.sample(each.pace, turn)
+                # With the allocator's cache kept: to fill it again would take time from the sample.
+                between = examiner.poison(release=False)
+                returned = each.sample(timer, turn)
                 del between
                 try:
                     each.saw(examiner.judge(outputs_of(returned) or ()))
                 except RefusalError as refusal:
                     raise RefusalError(f"in a timed call: {refusal}") from None
-                each.samples.append(seconds)
 
     def verify_after(self, examiner: Examiner) -> None:
         """Examine again: the known buffers with other contents, then buffers never seen before."""

@@ -75,16 +75,17 @@ def overwrite(inputs: Inputs, contents: Inputs) -> None:
 
 
 def poison(
-    like: Sequence[Tensor], dtypes: Sequence[torch.dtype], device: torch.device
+    like: Sequence[Tensor], dtypes: Sequence[torch.dtype], device: torch.device, release: bool
 ) -> list[Tensor]:
     """Fill free memory of the outputs' sizes with NaN, so that an output left unwritten shows.
 
     An allocator hands out what was freed last. Without this, `torch.empty` in an implementation
     would get the memory of an earlier, right answer, and half an answer would look whole. Hold what
     this returns until the call is over: it keeps the poisoned blocks apart, which an allocator
-    would else join with free memory around them and cut anew.
+    would else join with free memory around them and cut anew. `release` gives what else the GPU's
+    allocator keeps back to the driver.
     """
-    if device.type == "cuda":
+    if release and device.type == "cuda":
         with suppress(RuntimeError):  # after a capture that failed, torch refuses
             torch.cuda.empty_cache()
     between: list[Tensor] = []

@@ -80,9 +80,10 @@ class Examiner:
                 overwrite(self.inputs, self.contents)
         return outputs, error
 
-    def poison(self) -> list[Tensor]:
+    def poison(self, release: bool = True) -> list[Tensor]:
         """Make sure that no free memory holds a right answer; hold the result during the call."""
-        return poison(self.expected, [self.dtype_of(each) for each in self.expected], self.device)
+        dtypes = [self.dtype_of(each) for each in self.expected]
+        return poison(self.expected, dtypes, self.device, release)
 
     def wait(self) -> None:
         """Let the device finish everything."""

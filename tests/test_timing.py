@@ -69,6 +69,22 @@ def test_a_slow_one_takes_few_samples_and_lets_the_others_go_on(
     assert len(calls) == 8  # two checks, one to learn the pace, three samples, two checks
 
 
+def test_the_budget_holds_for_one_that_becomes_slow(run: Run, product: MakeCase) -> None:
+    calls = 0
+
+    def tiring(a: Tensor, b: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.003 if calls <= 6 else 0.05)
+        return a @ b
+
+    result = run.measure(product(), [Implementation("honest", tiring)], device="cpu", budget_s=0.3)
+    (row,) = result.rows
+    # What calibration saw would make it 100 samples of 50 ms.
+    assert row.status == "ok"
+    assert 5 <= len(row.samples) <= 7
+
+
 def test_short_calls_share_a_sample(run: Run, product: MakeCase) -> None:
     case = product(inputs=lambda g: (torch.ones(1),), reference=torch.neg)
     result = run.measure(case, [Implementation("honest", torch.neg)], device="cpu", budget_s=0.05)
