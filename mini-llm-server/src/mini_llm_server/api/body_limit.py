@@ -7,9 +7,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mini_llm_server.api.errors import APIError
 
-# JSON is parsed on the event loop: this bounds how long it can hold up the other streams (some
-# 10 ms). It is 100 times the text that the largest model here can read.
-MAX_BODY_BYTES = 2**21
+# JSON is parsed on the event loop: this bounds how long it holds up the other streams, and how long
+# a text can keep the tokenizer busy. The largest model here reads some 40 KB of text.
+MAX_BODY_BYTES = 2**20
 
 
 class BodyLimit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ from mini_llm_server.api.logs import note
 from mini_llm_server.api.openai import UNSUPPORTED
 from mini_llm_server.engine.request import EngineDead, QueueFull, RequestTooLarge
 
-log = logging.getLogger(__name__)
 SHOWN_CHARACTERS = 60  # of a wrong value, in a message
 
 
@@ -102,8 +100,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        log.error("internal error", exc_info=error)
-        message = "internal error: the server's log says more"
+        message = "internal error: the server's log says more"  # uvicorn writes it there
         return _response(request, server_error(message, code="internal_error"))
 
 

@@ -68,6 +68,9 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, watch)
+        except Exception:  # becomes a 500 further out
+            fields["status"] = 500
+            raise
         finally:
             fields["seconds"] = round(time.perf_counter() - begin, 4)
             # A load balancer asks for /health every few seconds.
