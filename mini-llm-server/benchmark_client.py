@@ -33,7 +33,8 @@ class Load:
     @property
     def name(self) -> str:
         """The case's name in the record."""
-        return f"{self.clients} clients, {self.prompt} in, {self.output} out"
+        clients = "1 client" if self.clients == 1 else f"{self.clients} clients"
+        return f"{clients}, {self.prompt} in, {self.output} out"
 
 
 class BenchmarkError(Exception):

@@ -109,6 +109,13 @@ def test_wrong_messages(live: Any, messages: Any, param: str) -> None:
     assert error["param"] == param
 
 
+def test_fields_inside_stream_options(live: Any) -> None:
+    for field, value in (("include_obfuscation", True), ("x", 1), ("include_usage", "yes")):
+        body = {"prompt": "a", "stream": True, "stream_options": {field: value}}
+        error = refusal(live.post(COMPLETIONS, **body), 400)
+        assert error["param"] == f"stream_options.{field}"
+
+
 def test_two_limits_that_differ(live: Any) -> None:
     body = {"messages": HELLO, "max_tokens": 2, "max_completion_tokens": 3}
     error = refusal(live.post(CHAT, **body), 400)

@@ -10,8 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from mini_llm_server.api import unsupported
 from mini_llm_server.api.logs import note
-from mini_llm_server.api.openai import UNSUPPORTED
 from mini_llm_server.engine.request import EngineDead, QueueFull, RequestTooLarge
 
 SHOWN_CHARACTERS = 60  # of a wrong value, in a message
@@ -132,7 +132,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]], content_type: str) -> A
             )
         return APIError(400, f"the body has to be a JSON object: {first['msg']}")
     if kind == "extra_forbidden":
-        if place[-1] in UNSUPPORTED:
+        if place[-1] in unsupported.NAMES:
             message = f"this server does not support {param}: leave it out"
             return APIError(400, message, param=param, code="unsupported_parameter")
         message = f"{param} is no parameter of this request: leave it out"

@@ -7,7 +7,6 @@ Sources: OpenAI's API reference for chat completions and for completions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -20,66 +19,18 @@ from pydantic import (
     model_validator,
 )
 
+from mini_llm_server.api.unsupported import CHAT, COMPLETION, MESSAGE, STREAM_OPTIONS, Fields
 from mini_llm_server.engine.request import SamplingParams
 
 MOST_STOP_STRINGS = 4  # as at OpenAI; each costs a search through every answer's text
 Prompt = str | list[int]
-
-# Fields of OpenAI's that this server does not serve, each with the values that ask for nothing.
-_SHARED: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "n": (1,),
-    "presence_penalty": (0,),
-}
-_COMPLETION: dict[str, tuple[Any, ...]] = {
-    **_SHARED,
-    "best_of": (1,),
-    "echo": (False,),
-    "logprobs": (),
-    "suffix": ("",),
-}
-_CHAT: dict[str, tuple[Any, ...]] = {
-    **_SHARED,
-    "audio": (),
-    "function_call": ("none",),
-    "functions": ([],),
-    "logprobs": (False,),
-    "metadata": ({},),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),  # of no tools
-    "prediction": (),
-    "prompt_cache_key": (),
-    "prompt_cache_retention": (),
-    "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
-    "safety_identifier": (),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "tool_choice": ("none",),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
-_MESSAGE: dict[str, tuple[Any, ...]] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "name": (),
-    "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
-}
-_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
-UNSUPPORTED = frozenset({*_COMPLETION, *_CHAT, *_MESSAGE, *_STREAM_OPTIONS})
 
 
 class _Object(BaseModel):
     """A JSON object whose unknown fields are errors; null stands for an absent field."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    unsupported: ClassVar[Fields] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -184,14 +135,14 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 class StreamOptions(_Object):
     """What a stream holds besides the answer."""
 
-    unsupported = _STREAM_OPTIONS
+    unsupported = STREAM_OPTIONS
     include_usage: bool = Field(False, description="a last chunk with the token counts")
 
 
 class Message(_Object):
     """One turn of a conversation."""
 
-    unsupported = _MESSAGE
+    unsupported = MESSAGE
     role: Literal["system", "developer", "user", "assistant"]
     content: Text
 
@@ -245,7 +196,7 @@ class GenerationRequest(_Object):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    unsupported = _COMPLETION
+    unsupported = COMPLETION
     prompt: Prompts
     max_tokens: int = Field(16, ge=1)
 
@@ -253,7 +204,7 @@ class CompletionRequest(GenerationRequest):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    unsupported = _CHAT
+    unsupported = CHAT
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, description="older name of the next one")
     max_completion_tokens: int | None = Field(
