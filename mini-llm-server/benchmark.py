@@ -25,7 +25,12 @@ try:
     import infra_bench
 except ModuleNotFoundError:  # not installed: use the one in the checkout that this file lies in
     sys.path.insert(0, str(PACKAGE.parent))
-    import infra_bench
+    try:
+        import infra_bench
+    except ModuleNotFoundError:
+        sys.exit(
+            "benchmark.py needs its harness: use the whole checkout, or pip install infra-bench"
+        )
 try:
     import httpx
     import mini_llm_server
@@ -51,8 +56,8 @@ def loads_for(device: str, quick: bool) -> list[Load]:
     """What a machine can do in a minute (quick) or in some."""
     if device == "cuda":
         if quick:
-            return [Load(32, 32, 128, 64, 2)]
-        return [Load(1, 4, 128, 64, 3), Load(32, 32, 128, 64, 2)]
+            return [Load(16, 16, 128, 32, 3)]
+        return [Load(1, 4, 128, 64, 3), Load(32, 32, 128, 64, 3)]
     if quick:
         return [Load(8, 8, 32, 32, 2)]
     return [Load(1, 2, 64, 64, 5), Load(8, 8, 64, 64, 5), Load(32, 32, 64, 64, 3)]
@@ -184,8 +189,10 @@ def main() -> int:
                 name: stack.enter_context(server(name, arguments.model, loads))
                 for name in SCHEDULERS
             }
-            for url in urls.values():  # the first steps of a process are slower
-                warm_up = Load(2, 2, 16, 4, 1)
+            # The first step of each batch size is slower, on a GPU by seconds: kernels are loaded.
+            most = loads[-1].clients
+            warm_up = Load(most, most, loads[-1].prompt, 2, 1)
+            for url in urls.values():
                 asyncio.run(play(url, arguments.model, cut_prompts(tokenizer, warm_up), warm_up))
             for load in loads:
                 compare(run, urls, arguments.model, load, tokenizer)
