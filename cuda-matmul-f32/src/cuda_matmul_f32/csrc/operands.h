@@ -9,15 +9,25 @@
 
 #include "problem.h"
 
+// "[3, 4]". Not through the shape's own operator<<: with GCC 13 and torch 2.11 printing numbers
+// into the message from here ended in a segmentation fault, while strings were fine.
+inline std::string shape_of(const at::Tensor& tensor) {
+  std::string text = "[";
+  for (const int64_t size : tensor.sizes()) {
+    text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  }
+  return text + "]";
+}
+
 // For whoever calls torch.ops.cuda_matmul_f32.matmul itself; matmul() in Python checks before, with
 // advice on each error.
 inline void check_operands(const at::Tensor& a, const at::Tensor& b) {
   TORCH_CHECK(a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat,
               "matmul: a and b must be float32, not ", a.scalar_type(), " and ", b.scalar_type());
-  TORCH_CHECK(a.dim() == 2 && b.dim() == 2, "matmul: a and b must be 2-D, not of shape ", a.sizes(),
-              " and ", b.sizes());
-  TORCH_CHECK(a.size(1) == b.size(0), "matmul: the columns of a, shape ", a.sizes(),
-              ", must be as many as the rows of b, shape ", b.sizes());
+  TORCH_CHECK(a.dim() == 2 && b.dim() == 2, "matmul: a and b must be 2-D, not of shape ",
+              shape_of(a), " and ", shape_of(b));
+  TORCH_CHECK(a.size(1) == b.size(0), "matmul: the columns of a, shape ", shape_of(a),
+              ", must be as many as the rows of b, shape ", shape_of(b));
   TORCH_CHECK(a.device() == b.device(), "matmul: a is on ", a.device(), " but b is on ",
               b.device());
 }

@@ -6,11 +6,22 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
+#include <string>
 #include <string_view>
 
 #include "kinds.h"
 
 namespace custom_gelu {
+
+// "[3, 4]". Not through the shape's own operator<<: with GCC 13 and torch 2.11 printing numbers
+// into the message from here ended in a segmentation fault, while strings were fine.
+inline std::string shape_of(const at::Tensor& tensor) {
+  std::string text = "[";
+  for (const int64_t size : tensor.sizes()) {
+    text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  }
+  return text + "]";
+}
 
 inline Mode mode_of(std::string_view approximate) {
   if (approximate == "none") return Mode::kExact;
@@ -47,8 +58,8 @@ inline at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& out) 
 }
 
 inline void check_gradient(const at::Tensor& grad, const at::Tensor& x) {
-  TORCH_CHECK_VALUE(grad.sizes() == x.sizes(), "gelu_backward: grad's shape ", grad.sizes(),
-                    " must be x's, ", x.sizes());
+  TORCH_CHECK_VALUE(grad.sizes() == x.sizes(), "gelu_backward: grad's shape ", shape_of(grad),
+                    " must be x's, ", shape_of(x));
   TORCH_CHECK_TYPE(grad.scalar_type() == x.scalar_type(), "gelu_backward: grad's dtype ",
                    grad.scalar_type(), " must be x's, ", x.scalar_type());
   TORCH_CHECK_VALUE(grad.device() == x.device(), "gelu_backward: grad is on ", grad.device(),

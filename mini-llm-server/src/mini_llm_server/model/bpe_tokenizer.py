@@ -64,7 +64,9 @@ class BPETokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without anything added in front."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        # The batch call lets go of the GIL; encode() keeps it, and a long prompt, tokenised in a
+        # worker thread, would stop every stream for as long.
+        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; special tokens have none, broken UTF-8 becomes U+FFFD."""

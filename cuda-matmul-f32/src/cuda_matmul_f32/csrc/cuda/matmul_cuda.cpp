@@ -17,8 +17,8 @@ at::Tensor matmul(const at::Tensor& a, const at::Tensor& b, std::string kernel) 
   if (c.numel() == 0) return c;  // a grid of no blocks is an error to CUDA
   const cudaError_t error =
       rung.launch(make_problem(a, b, c), c10::cuda::getCurrentCUDAStream(a.get_device()));
-  TORCH_CHECK(error == cudaSuccess, "matmul: kernel \"", rung.name, "\" on a ", a.sizes(),
-              " times b ", b.sizes(), " failed to launch on ", a.device(), ": ",
+  TORCH_CHECK(error == cudaSuccess, "matmul: kernel \"", rung.name, "\" on a ", shape_of(a),
+              " times b ", shape_of(b), " failed to launch on ", a.device(), ": ",
               cudaGetErrorString(error));
   return c;
 }

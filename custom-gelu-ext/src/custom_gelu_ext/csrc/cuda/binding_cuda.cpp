@@ -10,7 +10,7 @@ namespace custom_gelu {
 namespace {
 
 void check_launch(cudaError_t error, const char* kernel, const at::Tensor& x) {
-  TORCH_CHECK(error == cudaSuccess, kernel, " on ", x.scalar_type(), x.sizes(), ", ", x.device(),
+  TORCH_CHECK(error == cudaSuccess, kernel, " on ", x.scalar_type(), shape_of(x), ", ", x.device(),
               ": the launch failed: ", cudaGetErrorString(error));
 }
 
