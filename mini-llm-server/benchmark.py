@@ -60,7 +60,7 @@ def loads_for(device: str, quick: bool) -> list[Load]:
         return [Load(1, 4, 128, 64, 3), Load(32, 32, 128, 64, 3)]
     if quick:
         return [Load(8, 8, 32, 32, 2)]
-    return [Load(1, 2, 64, 64, 5), Load(8, 8, 64, 64, 5), Load(32, 32, 64, 64, 3)]
+    return [Load(1, 2, 64, 64, 3), Load(8, 8, 64, 64, 3), Load(32, 32, 64, 64, 2)]
 
 
 def cut_prompts(tokenizer: Tokenizer, load: Load) -> list[list[int]]:
