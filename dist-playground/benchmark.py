@@ -160,7 +160,9 @@ def rows_of(
     def of_fullest_rank(metric: str, key: str) -> infra_bench.Row:
         # The fullest rank decides whether a model fits.
         samples = [max(rank[key] for rank in record["ranks"]) / scale for record in records]
-        return infra_bench.Row(method.name, metric, unit, samples, better="lower")
+        return infra_bench.Row(
+            method.name, metric, unit, samples, ours=method.verified, better="lower"
+        )
 
     tolerance = TOLERANCE[workload.dtype]
     wrong = error is not None and not error <= tolerance
@@ -168,7 +170,14 @@ def rows_of(
     status = "refused" if wrong else "ok"
     return [
         infra_bench.Row(
-            method.name, "tokens", "tok/s", rates, error=error, status=status, reason=why
+            method.name,
+            "tokens",
+            "tok/s",
+            rates,
+            ours=method.verified,
+            error=error,
+            status=status,
+            reason=why,
         ),
         of_fullest_rank("peak memory", "peak_bytes"),
         of_fullest_rank("model state", "state_bytes"),
