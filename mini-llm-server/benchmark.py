@@ -189,7 +189,7 @@ def main() -> int:
                 name: stack.enter_context(server(name, arguments.model, loads))
                 for name in SCHEDULERS
             }
-            # The first step of each batch size is slower, on a GPU by seconds: kernels are loaded.
+            # A process's first steps are slower, on a GPU by seconds.
             most = loads[-1].clients
             warm_up = Load(most, most, loads[-1].prompt, 2, 1)
             for url in urls.values():

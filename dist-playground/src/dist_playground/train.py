@@ -85,8 +85,8 @@ def train(
         ):
             loss = module(inputs_BT, targets_BT)
         loss.backward()
-        # foreach=False: batched over DTensors that are cut in different ways, clipping scaled them
-        # wrongly on CUDA in torch 2.11 (tensor parallel left the single process's losses).
+        # foreach=False: with torch's batched clipping, tensor parallel left the single process's
+        # losses on CUDA in torch 2.11; with this it does not (LOG.md).
         norm = nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT_NORM, foreach=False)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         optimizer.step()

@@ -9,8 +9,8 @@
 
 #include "problem.h"
 
-// "[3, 4]". Not through the shape's own operator<<: with GCC 13 and torch 2.11 printing numbers
-// into the message from here ended in a segmentation fault, while strings were fine.
+// "[3, 4]". Not through the shape's own operator<<: on one machine (GCC 13.3, torch 2.11) checks
+// whose message printed a shape crashed, those without did not. The cause is not known.
 inline std::string shape_of(const at::Tensor& tensor) {
   std::string text = "[";
   for (const int64_t size : tensor.sizes()) {
