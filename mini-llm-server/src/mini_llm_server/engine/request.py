@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 import math
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -125,8 +124,6 @@ class Request:
     block_table: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_preemptions: int = 0
-    arrival_time: float = field(default_factory=time.monotonic)
-    first_token_time: float | None = None
 
     @classmethod
     def create(
@@ -155,13 +152,3 @@ class Request:
     def num_uncomputed_tokens(self) -> int:
         """Tokens known whose keys and values are not in the cache yet: 1 while decoding."""
         return len(self.token_ids) - self.num_computed_tokens
-
-    @property
-    def output_token_ids(self) -> list[int]:
-        """The sampled tokens (a copy)."""
-        return self.token_ids[self.num_prompt_tokens :]
-
-    @property
-    def max_cached_tokens(self) -> int:
-        """Most tokens that the cache ever holds for it: the last sampled one is never fed back."""
-        return self.num_prompt_tokens + self.params.max_tokens - 1
