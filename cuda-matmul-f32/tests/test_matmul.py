@@ -22,10 +22,8 @@ needs_extension = pytest.mark.skipif(build_info.module is None, reason=build_inf
         (A, B.to(torch.int64), TypeError, "b must be float32, not torch.int64"),
         (A, B.numpy(), TypeError, "b must be a torch.Tensor, not ndarray"),
         (A.to_sparse(), B, TypeError, "a must be a dense tensor, not torch.sparse_coo"),
-        (A[0], B, ValueError, "a must be 2-D, not 1-D of shape (4,)"),
-        (A, B[None], ValueError, "b must be 2-D, not 3-D of shape (1, 4, 5): batches"),
         (A, B.t(), ValueError, "a (3, 4) has 4 columns but b (5, 4) has 5 rows"),
-        (A.to("meta"), B, ValueError, "a is on meta: there are kernels for ('cpu', 'cuda') only"),
+        (A.to("meta"), B, ValueError, "a is on meta: there are kernels for cpu and cuda only"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(a, b, error, says):
@@ -54,16 +52,18 @@ def test_an_unknown_precision_names_what_exists(precision):
 
 @needs_extension
 @pytest.mark.parametrize(
-    ("a", "b", "kernel", "says"),
+    ("a", "b", "kernel", "error", "says"),
     [
-        (A.double(), B, "auto", "must be float32"),
-        (A[0], B, "auto", "must be 2-D"),
-        (A, B.t(), "auto", "must be as many as the rows of b"),
-        (A, B, "fastest", 'no kernel is called "fastest" here; there are auto, naive'),
+        (A.double(), B, "auto", TypeError, "a must be float32, not Double: use a.float()"),
+        (A[0], B, "auto", ValueError, "two matrices or two batches of them, not shapes (4,)"),
+        (A, B[None], "auto", ValueError, "not shapes (3, 4) and (1, 4, 5)"),
+        (A[None], B.expand(2, 4, 5), "auto", ValueError, "batches of unequal length"),
+        (A, B.t(), "auto", ValueError, "a (3, 4) has 4 columns but b (5, 4) has 5 rows"),
+        (A, B, "fastest", ValueError, "no kernel 'fastest' for cpu tensors: use auto, naive"),
     ],
 )
-def test_the_op_called_directly_checks_too(a, b, kernel, says):
-    with pytest.raises(RuntimeError, match=re.escape(says)):
+def test_the_op_called_directly_checks_too(a, b, kernel, error, says):
+    with pytest.raises(error, match=re.escape(says)):
         torch.ops.cuda_matmul_f32.matmul(a, b, kernel)
 
 
@@ -71,7 +71,7 @@ def test_the_op_called_directly_checks_too(a, b, kernel, says):
 def test_mixed_devices_are_refused():
     with pytest.raises(ValueError, match=r"a is on cuda:0 but b on cpu: move one with \.to"):
         matmul(A.cuda(), B)
-    with pytest.raises(RuntimeError, match="a is on cuda:0 but b is on cpu"):
+    with pytest.raises(ValueError, match="a is on cuda:0 but b on cpu"):
         torch.ops.cuda_matmul_f32.matmul(A.cuda(), B, "auto")
 
 

@@ -20,36 +20,29 @@ class Kernel:
     summary: str  # one line: the bottleneck that it removes
 
 
-def _ladders() -> dict[str, tuple[Kernel, ...]]:
-    if build_info.module is None:
-        return {"cpu": (), "cuda": ()}
-    return {
-        "cpu": tuple(Kernel(*x) for x in build_info.module.cpu_kernels()),
-        "cuda": tuple(Kernel(*x) for x in build_info.module.cuda_kernels()),
-    }
-
-
-LADDERS = _ladders()
-# The same as plain strings, which torch.compile can look into while it traces matmul().
-NAMES = {device: tuple(kernel.name for kernel in ladder) for device, ladder in LADDERS.items()}
-
-
 def kernels(device: torch.device | str | None = None) -> tuple[Kernel, ...]:
-    """Return the ladder for a device's type, lowest rung first.
+    """Return the ladder for a device, lowest rung first.
 
     Args:
         device: a CPU or CUDA device; by default CUDA's if this build has it and a GPU is there,
             else the CPU's.
 
     Returns:
-        The kernels; empty where this build has none (``build_info.missing`` says why).
+        The kernels that this device can run; for CUDA without a GPU, all that were built. Empty
+        where this build has none (``build_info.missing`` says why).
 
     Raises:
         ValueError: there is no ladder for such a device.
     """
-    if device is None:
-        device = "cuda" if build_info.cuda and torch.cuda.is_available() else "cpu"
-    kind = torch.device(device).type
-    if kind not in LADDERS:
-        raise ValueError(f"no kernels for device type {kind!r}: there are ladders for cpu and cuda")
-    return LADDERS[kind]
+    gpu = torch.cuda.is_available()
+    chosen = torch.device(device or ("cuda" if build_info.cuda and gpu else "cpu"))
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"no kernels for device type {chosen.type!r}: there are ladders for cpu and cuda"
+        )
+    if build_info.module is None:
+        return ()
+    if chosen.type == "cpu":
+        return tuple(Kernel(*x) for x in build_info.module.cpu_kernels())
+    index = chosen.index if chosen.index is not None or not gpu else torch.cuda.current_device()
+    return tuple(Kernel(*x) for x in build_info.module.cuda_kernels(-1 if not gpu else index))

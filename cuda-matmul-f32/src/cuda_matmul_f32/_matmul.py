@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from cuda_matmul_f32._kernels import NAMES, build_info
+from cuda_matmul_f32._kernels import build_info
 from cuda_matmul_f32._op import op
 
 PRECISIONS = ("ieee",)
@@ -37,12 +37,11 @@ def matmul(a: Tensor, b: Tensor, *, kernel: str = "auto", precision: str = "ieee
     _check(a, b)
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} does not exist: use one of {PRECISIONS}")
-    names = NAMES[a.device.type]
-    if kernel != "auto" and kernel not in names:
-        listed = ", ".join(("auto", *names))
-        why = f" ({build_info.missing})" if not names else ""
-        raise ValueError(f"no kernel {kernel!r} for {a.device.type} tensors{why}: use {listed}")
-    if not names:
+    if build_info.module is None or (a.is_cuda and not build_info.cuda):
+        if kernel != "auto":
+            raise ValueError(
+                f"no kernel {kernel!r} for {a.device.type} tensors ({build_info.missing}): use auto"
+            )
         return _torch_matmul(a, b)
     return op(a, b, kernel)
 
@@ -55,19 +54,16 @@ def _check(a: Tensor, b: Tensor) -> None:
             raise TypeError(f"{name} must be float32, not {x.dtype}: use {name}.float()")
         if x.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, not {x.layout}: use {name}.to_dense()")
-        if x.dim() != 2:
-            raise ValueError(
-                f"{name} must be 2-D, not {x.dim()}-D of shape {tuple(x.shape)}: batches are not "
-                f"supported yet; reshape to one matrix or loop over the batch"
-            )
-        if x.device.type not in NAMES:
-            raise ValueError(f"{name} is on {x.device}: there are kernels for {tuple(NAMES)} only")
+        if x.dim() not in (2, 3):
+            raise ValueError(f"{name} must be 2-D or 3-D, not of shape {tuple(x.shape)}")
+        if x.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"{name} is on {x.device}: there are kernels for cpu and cuda only")
     if a.device != b.device:
         raise ValueError(f"a is on {a.device} but b on {b.device}: move one with .to(device)")
-    if a.shape[1] != b.shape[0]:
+    if a.shape[-1] != b.shape[-2]:
         raise ValueError(
-            f"a {tuple(a.shape)} has {a.shape[1]} columns but b {tuple(b.shape)} has "
-            f"{b.shape[0]} rows: they must be equal"
+            f"a {tuple(a.shape)} has {a.shape[-1]} columns but b {tuple(b.shape)} has "
+            f"{b.shape[-2]} rows: they must be equal"
         )
 
 

@@ -25,11 +25,11 @@ _require: Callable[[bool, Callable[[], str]], None] = torch._check
 
 
 def _fake(a: Tensor, b: Tensor, kernel: str) -> Tensor:
-    _require(a.dim() == 2 and b.dim() == 2, lambda: "matmul: a and b must be 2-D")
+    _require(a.dim() == b.dim() and a.dim() in (2, 3), lambda: "matmul: a and b must be 2-D")
     _require(
-        a.size(1) == b.size(0), lambda: f"matmul: inner sizes differ, {a.shape} times {b.shape}"
+        a.size(-1) == b.size(-2), lambda: f"matmul: inner sizes differ, {a.shape} times {b.shape}"
     )
-    return a.new_empty((a.size(0), b.size(1)))
+    return a.new_empty((*a.shape[:-1], b.size(-1)))
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
@@ -44,8 +44,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     a, b = ctx.saved_tensors
     # C = A B, so dA = dC B^T and dB = A^T dC. The transposes are views: kernels read any strides.
-    grad_a = op(grad, b.t(), ctx.kernel) if ctx.needs_input_grad[0] else None
-    grad_b = op(a.t(), grad, ctx.kernel) if ctx.needs_input_grad[1] else None
+    grad_a = op(grad, b.mT, ctx.kernel) if ctx.needs_input_grad[0] else None
+    grad_b = op(a.mT, grad, ctx.kernel) if ctx.needs_input_grad[1] else None
     return grad_a, grad_b, None
 
 

@@ -14,28 +14,40 @@
 
 TORCH_LIBRARY(cuda_matmul_f32, library) {
   library.def("matmul(Tensor a, Tensor b, str kernel) -> Tensor");
+  library.def("matmul.out(Tensor a, Tensor b, str kernel, *, Tensor(a!) out) -> Tensor(a!)");
 }
 
 namespace {
 
 using Described = std::vector<std::tuple<int, std::string, std::string>>;
 
-template <typename AnyRung>
-Described describe(const std::vector<AnyRung>& rungs) {
+template <typename AnyRung, typename Offered>
+Described describe(const std::vector<AnyRung>& rungs, Offered offered) {
   Described described;
   for (const AnyRung& rung : rungs) {
-    described.emplace_back(rung.number, rung.name, rung.summary);
+    if (offered(rung)) described.emplace_back(rung.number, rung.name, rung.summary);
   }
   return described;
+}
+
+Described cpu_kernels() {
+  return describe(cpu_rungs(), [](const CpuRung&) { return true; });
+}
+
+// What GPU `device` runs; every rung for a negative number.
+Described cuda_kernels(int device) {
+#ifdef WITH_CUDA
+  return describe(cuda_rungs(), [&](const CudaRung& rung) {
+    return device < 0 || missing_on(device, rung) == nullptr;
+  });
+#else
+  return {};
+#endif
 }
 
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
-  module.def("cpu_kernels", [] { return describe(cpu_rungs()); });
-#ifdef WITH_CUDA
-  module.def("cuda_kernels", [] { return describe(cuda_rungs()); });
-#else
-  module.def("cuda_kernels", [] { return Described(); });
-#endif
+  module.def("cpu_kernels", cpu_kernels);
+  module.def("cuda_kernels", cuda_kernels);
 }

@@ -1,4 +1,4 @@
-// One matrix product as every kernel sees it: C = A B, all FP32, with C row-major.
+// Matrix products as every kernel sees them: C = A B, all FP32, with C row-major; one or a batch.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@ struct Matrix {
   const float* data;
   int64_t row_stride;  // in elements, from one row to the next
   int64_t col_stride;
+  int64_t batch_stride;  // from one product's matrix to the next one's; 0: all share this one
 
   HOST_DEVICE const float& operator()(int64_t row, int64_t col) const {
     return data[row * row_stride + col * col_stride];
@@ -22,9 +23,21 @@ struct Matrix {
 };
 
 struct Problem {
+  int64_t batch;  // how many products of this shape; at least 1
   int64_t M, N, K;
-  Matrix a;  // [M, K]
-  Matrix b;  // [K, N]
-  float* c;  // [M, N], uninitialised on entry: a kernel writes every element, also when K is 0
-  int64_t c_stride;  // in elements, from one row of C to the next
+  Matrix a;  // [batch, M, K]
+  Matrix b;  // [batch, K, N]
+  float* c;  // [batch, M, N], uninitialised on entry: a kernel writes every element, also if K is 0
+  int64_t c_stride;  // in elements, from one row of C to the next; columns are adjacent
+  int64_t c_batch_stride;
+
+  // The i-th product alone.
+  HOST_DEVICE Problem at(int64_t i) const {
+    Problem one = *this;
+    one.batch = 1;
+    one.a.data += i * a.batch_stride;
+    one.b.data += i * b.batch_stride;
+    one.c += i * c_batch_stride;
+    return one;
+  }
 };

@@ -1,13 +1,13 @@
 // CPU 5: rung 4 on all cores.
 //
 // Removes: the idle cores. C is cut into as many rectangles as there are threads, and each thread
-//   runs rung 4 on its own. They meet once, at the end: no thread waits for another in between
-//   (which costs most on a laptop that does other work too), and no two write the same element, so
-//   the result has the same bits for any number of threads.
+//   runs rung 4 on its own; of a batch, each takes whole products first. They meet once, at the
+//   end: no thread waits for another in between (which costs most on a laptop that does other work
+//   too), and no two write the same element, so the result has the same bits for any number of
+//   threads.
 // Leaves: panels packed once per thread that needs them instead of once, which tells with many
-// cores;
-//   no parallel work along K (a small C with a long K keeps few cores busy); and a matrix with a
-//   single row or column, padded to a whole register tile.
+//   cores; no parallel work along K (a small C with a long K keeps few cores busy); and a matrix
+//   with a single row or column, padded to a whole register tile.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -44,20 +44,23 @@ inline Grid best_grid(const Problem& p, int64_t threads) {
 inline void threaded(const Problem& p) {
   // Below this a thread's share (some microseconds) is not worth waking it for.
   constexpr double kLeastWork = 1 << 18;
-  const double work = static_cast<double>(p.M) * p.N * std::max<int64_t>(p.K, 1);
+  const double work = static_cast<double>(p.batch) * p.M * p.N * std::max<int64_t>(p.K, 1);
   const double threads = std::clamp(work / kLeastWork, 1.0, 1.0 * at::get_num_threads());
 
-  const Grid grid = best_grid(p, static_cast<int64_t>(threads));
-  at::parallel_for(0, grid.parts_m * grid.parts_n, 1, [&](int64_t first, int64_t last) {
+  // With a product or more for each thread, products stay whole.
+  const Grid grid = best_grid(p, ceil_div(static_cast<int64_t>(threads), p.batch));
+  const int64_t parts = grid.parts_m * grid.parts_n;
+  const int64_t share = ceil_div(p.batch * parts, static_cast<int64_t>(threads));
+  at::parallel_for(0, p.batch * parts, share, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
-      const int64_t row = part / grid.parts_n * grid.rows;
-      const int64_t col = part % grid.parts_n * grid.cols;
-      Problem mine = p;
+      const int64_t row = part % parts / grid.parts_n * grid.rows;
+      const int64_t col = part % parts % grid.parts_n * grid.cols;
+      Problem mine = p.at(part / parts);
       mine.M = std::min(grid.rows, p.M - row);
       mine.N = std::min(grid.cols, p.N - col);
-      mine.a.data = &p.a(row, 0);
-      mine.b.data = &p.b(0, col);
-      mine.c = p.c + row * p.c_stride + col;
+      mine.a.data = &mine.a(row, 0);
+      mine.b.data = &mine.b(0, col);
+      mine.c += row * p.c_stride + col;
       register_blocked(mine);
     }
   });

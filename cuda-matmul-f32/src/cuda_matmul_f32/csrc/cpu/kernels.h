@@ -4,8 +4,12 @@
 #include <vector>
 
 #include "problem.h"
-#include "registry.h"
 
-using CpuRung = Rung<void (*)(const Problem&)>;
+struct CpuRung {
+  int number;
+  const char* name;
+  const char* summary;  // one line: the bottleneck that it removes
+  void (*launch)(const Problem&);
+};
 
 const std::vector<CpuRung>& cpu_rungs();

@@ -10,8 +10,9 @@
 
 constexpr Tile kNaiveTile{32, 32, 1024};
 
-__global__ void __launch_bounds__(kNaiveTile.threads) naive_kernel(const Problem p) {
-  const Origin tile = tile_origin<kNaiveTile.rows, kNaiveTile.cols>(p);
+__global__ void __launch_bounds__(kNaiveTile.threads) naive_kernel(const Problem problem) {
+  const Origin tile = tile_origin<kNaiveTile.rows, kNaiveTile.cols>(problem);
+  const Problem p = problem.at(tile.product);
   const int64_t row = tile.row + threadIdx.x % kNaiveTile.rows;  // neighbours in the warp: rows
   const int64_t col = tile.col + threadIdx.x / kNaiveTile.rows;
   if (row >= p.M || col >= p.N) return;
@@ -21,6 +22,6 @@ __global__ void __launch_bounds__(kNaiveTile.threads) naive_kernel(const Problem
   p.c[row * p.c_stride + col] = sum;
 }
 
-inline cudaError_t launch_naive(const Problem& p, cudaStream_t stream) {
+inline cudaError_t launch_naive(const Problem& p, void*, cudaStream_t stream) {
   return launch_tiles(naive_kernel, kNaiveTile, p, stream);
 }

@@ -13,8 +13,9 @@
 
 constexpr Tile kCoalescedTile{32, 32, 1024};
 
-__global__ void __launch_bounds__(kCoalescedTile.threads) coalesced_kernel(const Problem p) {
-  const Origin tile = tile_origin<kCoalescedTile.rows, kCoalescedTile.cols>(p);
+__global__ void __launch_bounds__(kCoalescedTile.threads) coalesced_kernel(const Problem problem) {
+  const Origin tile = tile_origin<kCoalescedTile.rows, kCoalescedTile.cols>(problem);
+  const Problem p = problem.at(tile.product);
   const int64_t row = tile.row + threadIdx.x / kCoalescedTile.cols;
   const int64_t col = tile.col + threadIdx.x % kCoalescedTile.cols;  // neighbours in the warp: cols
   if (row >= p.M || col >= p.N) return;
@@ -24,6 +25,6 @@ __global__ void __launch_bounds__(kCoalescedTile.threads) coalesced_kernel(const
   p.c[row * p.c_stride + col] = sum;
 }
 
-inline cudaError_t launch_coalesced(const Problem& p, cudaStream_t stream) {
+inline cudaError_t launch_coalesced(const Problem& p, void*, cudaStream_t stream) {
   return launch_tiles(coalesced_kernel, kCoalescedTile, p, stream);
 }

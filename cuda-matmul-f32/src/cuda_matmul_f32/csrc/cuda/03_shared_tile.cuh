@@ -29,13 +29,14 @@ __device__ __forceinline__ void load_tile(float (&to)[kSharedSide][kStride], con
   to[r][c] = row + r < rows && col + c < cols ? from(row + r, col + c) : 0.0f;
 }
 
-__global__ void __launch_bounds__(kSharedTile.threads) shared_tile_kernel(const Problem p) {
+__global__ void __launch_bounds__(kSharedTile.threads) shared_tile_kernel(const Problem problem) {
   // Padding columns keep stores down a column off one single bank (of 32, each a float wide). B's
   // one column spreads them over all; A's four over 8, and leave each row on 16 bytes, so that the
   // compiler can read four values of a row at once.
   __shared__ __align__(16) float a[kSharedSide][kSharedSide + 4];
   __shared__ float b[kSharedSide][kSharedSide + 1];
-  const Origin tile = tile_origin<kSharedTile.rows, kSharedTile.cols>(p);
+  const Origin tile = tile_origin<kSharedTile.rows, kSharedTile.cols>(problem);
+  const Problem p = problem.at(tile.product);
   const int row = threadIdx.x / kSharedSide;
   const int col = threadIdx.x % kSharedSide;
 
@@ -55,6 +56,6 @@ __global__ void __launch_bounds__(kSharedTile.threads) shared_tile_kernel(const 
   }
 }
 
-inline cudaError_t launch_shared_tile(const Problem& p, cudaStream_t stream) {
+inline cudaError_t launch_shared_tile(const Problem& p, void*, cudaStream_t stream) {
   return launch_tiles(shared_tile_kernel, kSharedTile, p, stream);
 }

@@ -65,10 +65,12 @@ __device__ __forceinline__ int line_of(int thread, int i) {
   return thread * 4 + i / 4 * (kLines / 2) + i % 4;
 }
 
-__global__ void __launch_bounds__(kRegisterTile.threads, 2) register_tile_kernel(const Problem p) {
+__global__ void __launch_bounds__(kRegisterTile.threads, 2)
+    register_tile_kernel(const Problem problem) {
   __shared__ __align__(16) Panel a;
   __shared__ __align__(16) Panel b;
-  const Origin tile = tile_origin<kRegisterTile.rows, kRegisterTile.cols>(p);
+  const Origin tile = tile_origin<kRegisterTile.rows, kRegisterTile.cols>(problem);
+  const Problem p = problem.at(tile.product);
   const int thread_row = threadIdx.x / 16;
   const int thread_col = threadIdx.x % 16;
 
@@ -108,6 +110,6 @@ __global__ void __launch_bounds__(kRegisterTile.threads, 2) register_tile_kernel
   }
 }
 
-inline cudaError_t launch_register_tile(const Problem& p, cudaStream_t stream) {
+inline cudaError_t launch_register_tile(const Problem& p, void*, cudaStream_t stream) {
   return launch_tiles(register_tile_kernel, kRegisterTile, p, stream);
 }

@@ -6,11 +6,22 @@
 
 const std::vector<CudaRung>& cuda_rungs() {
   static const std::vector<CudaRung> rungs = {
-      {1, "naive", "one thread per output, a warp walks down a column", launch_naive},
-      {2, "coalesced", "a warp walks along a row: its loads and stores merge", launch_coalesced},
-      {3, "shared_tile", "a block loads each value once into shared memory", launch_shared_tile},
-      {4, "register_tile", "a thread computes 8 x 8 outputs from values in registers",
-       launch_register_tile},
+      {1, "naive", "one thread per output, a warp walks down a column", nullptr, nullptr,
+       launch_naive},
+      {2, "coalesced", "a warp walks along a row: its loads and stores merge", nullptr, nullptr,
+       launch_coalesced},
+      {3, "shared_tile", "a block loads each value once into shared memory", nullptr, nullptr,
+       launch_shared_tile},
+      {4, "register_tile", "a thread computes 8 x 8 outputs from values in registers", nullptr,
+       nullptr, launch_register_tile},
   };
   return rungs;
+}
+
+const char* missing_on(int device, const CudaRung& rung) {
+  if (rung.missing == nullptr) return nullptr;
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return rung.missing(10 * major + minor);
 }

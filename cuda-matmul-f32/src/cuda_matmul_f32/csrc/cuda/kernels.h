@@ -3,12 +3,26 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <vector>
 
 #include "problem.h"
-#include "registry.h"
 
-// Launches on the current device; returns the launch's error, not the kernel's.
-using CudaRung = Rung<cudaError_t (*)(const Problem&, cudaStream_t)>;
+struct CudaRung {
+  int number;
+  const char* name;
+  const char* summary;  // one line: the bottleneck that it removes
+
+  // What a GPU of this compute capability (90 is 9.0) lacks to run it, as in "needs compute
+  // capability 9.0 (TMA)", or nullptr. Without a function it runs on every GPU.
+  const char* (*missing)(int compute_capability);
+  // The size of the scratch memory on the GPU that launch() is given; without a function, none.
+  size_t (*workspace_bytes)(const Problem&);
+  // Launches on the current device; returns the launch's error, not the kernel's.
+  cudaError_t (*launch)(const Problem&, void* workspace, cudaStream_t);
+};
 
 const std::vector<CudaRung>& cuda_rungs();
+
+// What GPU `device` lacks to run the rung, or nullptr.
+const char* missing_on(int device, const CudaRung& rung);

@@ -14,24 +14,29 @@ struct Tile {
 
 using Kernel = void (*)(Problem);
 
-// One block per tile of C, row of tiles after row of tiles, in a one-dimensional grid: gridDim.x
-// may be 2^31 - 1, while gridDim.y ends at 65535, which is fewer than the tiles of a tall matrix.
+// One block per tile of C, row of tiles after row of tiles and product after product, in a
+// one-dimensional grid: gridDim.x may be 2^31 - 1, while gridDim.y and z end at 65535, which is
+// fewer than the tiles of a tall matrix.
 inline cudaError_t launch_tiles(Kernel kernel, Tile tile, const Problem& p, cudaStream_t stream) {
   const int64_t tiles_m = (p.M + tile.rows - 1) / tile.rows;
   const int64_t tiles_n = (p.N + tile.cols - 1) / tile.cols;
   if (tiles_m > INT32_MAX / tiles_n) return cudaErrorInvalidConfiguration;
-  kernel<<<static_cast<unsigned>(tiles_m * tiles_n), tile.threads, 0, stream>>>(p);
+  if (p.batch > INT32_MAX / (tiles_m * tiles_n)) return cudaErrorInvalidConfiguration;
+  kernel<<<static_cast<unsigned>(p.batch * tiles_m * tiles_n), tile.threads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
-// The first row and column of this block's tile.
+// This block's tile: which product of the batch, its first row and its first column.
 struct Origin {
+  int64_t product;
   int64_t row;
   int64_t col;
 };
 
 template <int kRows, int kCols>
 __device__ __forceinline__ Origin tile_origin(const Problem& p) {
+  const int64_t tiles_m = (p.M + kRows - 1) / kRows;
   const int64_t tiles_n = (p.N + kCols - 1) / kCols;
-  return {blockIdx.x / tiles_n * kRows, blockIdx.x % tiles_n * kCols};
+  const int64_t tile = blockIdx.x % (tiles_m * tiles_n);
+  return {blockIdx.x / (tiles_m * tiles_n), tile / tiles_n * kRows, tile % tiles_n * kCols};
 }
