@@ -1,81 +1,77 @@
-"""The public function: checks with advice, then the op, or torch where nothing could be built."""
+"""The public function: the usual call goes straight to the op, which checks for itself."""
 
 from __future__ import annotations
-
-import warnings
 
 import torch
 from torch import Tensor
 
-from cuda_matmul_f32._kernels import build_info
-from cuda_matmul_f32._op import op
+from cuda_matmul_f32._broadcast import product
+from cuda_matmul_f32._op import op, op_out
 
 PRECISIONS = ("ieee",)
 
 
-def matmul(a: Tensor, b: Tensor, *, kernel: str = "auto", precision: str = "ieee") -> Tensor:
-    """Return the matrix product ``a @ b`` in true FP32.
+def matmul(
+    a: Tensor,
+    b: Tensor,
+    *,
+    out: Tensor | None = None,
+    kernel: str = "auto",
+    precision: str = "ieee",
+) -> Tensor:
+    """Return the matrix product ``a @ b`` in true FP32, for whatever torch.matmul takes.
 
     Args:
-        a: float32 [M, K], any strides; transposed, sliced and expanded views are not copied.
-        b: float32 [K, N] on the same device, any strides.
+        a: float32 [..., M, K], or a vector [K]; any strides. Transposed, sliced and expanded views
+            are not copied, except for batches whose dimensions no single stride describes.
+        b: float32 [..., K, N], or a vector [K], on the same device; any strides. Batches broadcast.
+        out: float32 tensor of the result's shape, which is written to and returned; any strides,
+            but row-major or column-major ones are faster. It may share no memory with a or b.
         kernel: a rung of the device's ladder by name (see :func:`kernels`), or "auto" for the
-            top one.
+            fastest one for these sizes.
         precision: "ieee": products and sums are IEEE float32 with fused multiply-add, never TF32.
             ``|c - exact| <= K * eps * (|a| @ |b|)`` element by element, with eps = 2**-23.
 
     Returns:
-        float32 [M, N], contiguous. Zeros if K is 0. NaN and Inf come out as IEEE has it:
-        ``0 * inf`` is NaN and is never skipped. The same inputs give the same bits on each run.
-        Differentiable any number of times; the gradients run on the same rung.
+        float32 [..., M, N], contiguous, without M where a and N where b is a vector. Zeros if K is
+        0. NaN and Inf come out as IEEE has it: ``0 * inf`` is NaN and is never skipped. The same
+        inputs give the same bits on each run. Differentiable any number of times, in forward mode,
+        too; the gradients run on the same rung. Autocast leaves it in float32.
 
     Raises:
-        TypeError: a or b is no tensor, or no float32.
+        TypeError: an argument is no tensor, or no float32.
         ValueError: a shape, device, kernel or precision that does not exist or fit.
-        RuntimeError: CUDA tensors, but this build has no CUDA kernels and torch is set to TF32.
+        RuntimeError: out shares memory with an input, or with itself, or would need a gradient; or
+            CUDA tensors, but this build has no CUDA kernels and torch is set to TF32.
     """
-    _check(a, b)
-    if precision not in PRECISIONS:
+    if precision != "ieee":
         raise ValueError(f"precision {precision!r} does not exist: use one of {PRECISIONS}")
-    if build_info.module is None or (a.is_cuda and not build_info.cuda):
-        if kernel != "auto":
-            raise ValueError(
-                f"no kernel {kernel!r} for {a.device.type} tensors ({build_info.missing}): use auto"
-            )
-        return _torch_matmul(a, b)
-    return op(a, b, kernel)
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        _refuse_types(a=a, b=b)
+    try:
+        dims = a.dim()
+        if dims == b.dim() and (dims == 2 or (dims == 3 and a.shape[0] == b.shape[0])):
+            if out is None:
+                return op(a, b, kernel)
+            op_out(a, b, kernel, out=out)
+            return out
+        return product(a, b, kernel, out)
+    except NotImplementedError:  # the dispatcher knows no kernel for such tensors
+        _refuse_kinds(a=a, b=b, out=out)
+        raise
 
 
-def _check(a: Tensor, b: Tensor) -> None:
-    for name, x in (("a", a), ("b", b)):
+def _refuse_types(**arguments: object) -> None:
+    for name, x in arguments.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(x).__name__}")
-        if x.dtype != torch.float32:
-            raise TypeError(f"{name} must be float32, not {x.dtype}: use {name}.float()")
+
+
+def _refuse_kinds(**arguments: Tensor | None) -> None:
+    for name, x in arguments.items():
+        if x is None:
+            continue
         if x.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, not {x.layout}: use {name}.to_dense()")
-        if x.dim() not in (2, 3):
-            raise ValueError(f"{name} must be 2-D or 3-D, not of shape {tuple(x.shape)}")
-        if x.device.type not in ("cpu", "cuda"):
+        if x.device.type not in ("cpu", "cuda", "meta"):
             raise ValueError(f"{name} is on {x.device}: there are kernels for cpu and cuda only")
-    if a.device != b.device:
-        raise ValueError(f"a is on {a.device} but b on {b.device}: move one with .to(device)")
-    if a.shape[-1] != b.shape[-2]:
-        raise ValueError(
-            f"a {tuple(a.shape)} has {a.shape[-1]} columns but b {tuple(b.shape)} has "
-            f"{b.shape[-2]} rows: they must be equal"
-        )
-
-
-def _torch_matmul(a: Tensor, b: Tensor) -> Tensor:
-    if a.is_cuda:
-        if torch.backends.cuda.matmul.allow_tf32:
-            raise RuntimeError(
-                f"no CUDA kernels were built ({build_info.missing}) and torch's own would use "
-                f"TF32, which precision='ieee' excludes: set "
-                f"torch.backends.cuda.matmul.allow_tf32 = False"
-            )
-        warnings.warn(
-            f"no CUDA kernels were built ({build_info.missing}): torch's own are used", stacklevel=3
-        )
-    return torch.matmul(a, b)

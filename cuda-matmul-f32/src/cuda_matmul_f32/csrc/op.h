@@ -19,14 +19,13 @@ at::Tensor matmul(const at::Tensor& a, const at::Tensor& b, std::string kernel) 
 
 // Kernels write adjacent columns, to memory that they do not read.
 template <Compute kCompute>
-at::Tensor& matmul_out(const at::Tensor& a, const at::Tensor& b, std::string kernel,
-                       at::Tensor& out) {
+void matmul_out(const at::Tensor& a, const at::Tensor& b, std::string kernel, at::Tensor& out) {
   check_operands(a, b);
   check_out(a, b, out);
   const auto has_adjacent = [&](int64_t dim) { return out.stride(dim) == 1 || out.size(dim) == 1; };
   // Slices of one tensor may interleave without sharing an element; this does not look closer.
   const bool apart = !out.is_alias_of(a) && !out.is_alias_of(b);
-  if (out.numel() == 0) return out;
+  if (out.numel() == 0) return;
   if (apart && has_adjacent(-1)) {
     kCompute(make_problem(a, b, out), kernel, a.device());
   } else if (apart && has_adjacent(-2)) {  // adjacent rows: C^T = B^T A^T
@@ -34,5 +33,4 @@ at::Tensor& matmul_out(const at::Tensor& a, const at::Tensor& b, std::string ker
   } else {
     out.copy_(matmul<kCompute>(a, b, kernel));
   }
-  return out;
 }

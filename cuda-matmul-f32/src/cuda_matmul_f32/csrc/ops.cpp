@@ -14,7 +14,7 @@
 
 TORCH_LIBRARY(cuda_matmul_f32, library) {
   library.def("matmul(Tensor a, Tensor b, str kernel) -> Tensor");
-  library.def("matmul.out(Tensor a, Tensor b, str kernel, *, Tensor(a!) out) -> Tensor(a!)");
+  library.def("matmul.out(Tensor a, Tensor b, str kernel, *, Tensor(a!) out) -> ()");
 }
 
 namespace {
