@@ -46,3 +46,19 @@ def kernels(device: torch.device | str | None = None) -> tuple[Kernel, ...]:
         return tuple(Kernel(*x) for x in build_info.module.cpu_kernels())
     index = chosen.index if chosen.index is not None or not gpu else torch.cuda.current_device()
     return tuple(Kernel(*x) for x in build_info.module.cuda_kernels(-1 if not gpu else index))
+
+
+def ffma_ceiling(device: torch.device | str = "cuda") -> float:
+    """Measure the most FP32 TFLOP/s that an idle GPU's arithmetic reaches; takes 0.2 seconds.
+
+    Fused multiply-adds on values that never leave registers (``csrc/cuda/ceiling.cu``), so no
+    matrix product in FP32 can be faster.
+
+    Raises:
+        RuntimeError: this build has no CUDA kernels, or CUDA reports an error.
+    """
+    if build_info.module is None or not build_info.cuda:
+        raise RuntimeError(f"no CUDA kernels were built: {build_info.missing}")
+    index = torch.device(device).index
+    chosen = torch.cuda.current_device() if index is None else index
+    return float(build_info.module.ffma_ceiling(chosen))

@@ -9,6 +9,7 @@
 
 #include "cpu/kernels.h"
 #ifdef WITH_CUDA
+#include "cuda/ceiling.h"
 #include "cuda/kernels.h"
 #endif
 
@@ -50,4 +51,7 @@ Described cuda_kernels(int device) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("cpu_kernels", cpu_kernels);
   module.def("cuda_kernels", cuda_kernels);
+#ifdef WITH_CUDA
+  module.def("ffma_ceiling", ffma_ceiling, pybind11::call_guard<pybind11::gil_scoped_release>());
+#endif
 }
