@@ -18,8 +18,8 @@ class Rung:
     device: str
     kernel: str
 
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        return matmul(a, b, kernel=self.kernel)
+    def __call__(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        return matmul(a, b, out=out, kernel=self.kernel)
 
     def integers(self, *shape: int, seed: int = 0) -> Tensor:
         """Integers from -8 to 8: every sum of fewer than 2^18 products is exact in float32.
@@ -33,23 +33,32 @@ class Rung:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(*shape, generator=generator).to(self.device)
 
+    def exact(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the product by torch in float64, rounded once, on the CPU."""
+        return (a.detach().cpu().double() @ b.detach().cpu().double()).float()
+
     def check_exact(self, a: Tensor, b: Tensor) -> None:
         """Compare with float64 on the CPU: equal values, NaN and Inf in the same places."""
         c = self(a, b)
-        assert c.shape == (a.shape[0], b.shape[1])
+        expected = self.exact(a, b)
+        assert c.shape == expected.shape
         assert c.dtype == torch.float32
         assert c.device == a.device
         assert c.is_contiguous()
-        expected = (a.cpu().double() @ b.cpu().double()).float()
         torch.testing.assert_close(c.cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 def _rungs() -> list[object]:
-    cpu = [Rung("cpu", k.name) for k in cuda_matmul_f32.kernels("cpu")]
-    cuda = [Rung("cuda", k.name) for k in cuda_matmul_f32.kernels("cuda")]
+    cpu = [k.name for k in cuda_matmul_f32.kernels("cpu")]
+    cuda = [k.name for k in cuda_matmul_f32.kernels("cuda")]
+    # "auto" on a GPU chooses among rungs by shape: one more thing to be right on every shape.
+    cuda += ["auto"] if cuda else []
     return [
-        *(pytest.param(r, id=f"cpu-{r.kernel}") for r in cpu),
-        *(pytest.param(r, id=f"cuda-{r.kernel}", marks=pytest.mark.gpu) for r in cuda),
+        *(pytest.param(Rung("cpu", name), id=f"cpu-{name}") for name in cpu),
+        *(
+            pytest.param(Rung("cuda", name), id=f"cuda-{name}", marks=pytest.mark.gpu)
+            for name in cuda
+        ),
     ]
 
 
@@ -57,3 +66,9 @@ def _rungs() -> list[object]:
 def rung(request: pytest.FixtureRequest) -> Rung:
     """Each kernel of the CPU's ladder, and under -m gpu of the GPU's."""
     return request.param
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def auto(request: pytest.FixtureRequest) -> Rung:
+    """The device's own choice of kernel, for what does not depend on the rung."""
+    return Rung(request.param, "auto")

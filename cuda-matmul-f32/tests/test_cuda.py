@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_matmul_f32 import kernels, matmul
+from cuda_matmul_f32 import build_info, ffma_ceiling, kernels, matmul
 
 NAMES = [kernel.name for kernel in kernels("cuda")]
-each_kernel = pytest.mark.parametrize("kernel", NAMES)
+each_kernel = pytest.mark.parametrize("kernel", [*NAMES, "auto"])
+SLOW_RUNGS = ("naive", "coalesced", "shared_tile")
 
 
 def integers(*shape: int, seed: int = 0, device: str = "cuda") -> torch.Tensor:
@@ -24,30 +25,57 @@ def exact(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.gpu
-def test_this_build_has_the_cuda_ladder():
-    assert NAMES == ["naive", "coalesced", "shared_tile", "register_tile"]
+def test_every_rung_of_this_build_is_offered_or_says_what_it_lacks():
+    built = {name for _, name, _ in build_info.module.cuda_kernels(-1)}
+    assert set(NAMES) <= built
+    assert NAMES[:4] == ["naive", "coalesced", "shared_tile", "register_tile"]
+    for name in built - set(NAMES):
+        with pytest.raises(ValueError, match=f"kernel '{name}' needs .* does not have"):
+            matmul(integers(2, 2), integers(2, 2), kernel=name)
+    with pytest.raises(ValueError, match="no kernel 'fastest' for cuda tensors: use auto, naive"):
+        matmul(integers(2, 2), integers(2, 2), kernel="fastest")
+
+
+# The sizes that the benchmark measures, and some with more tiles than a grid's y may have.
+LARGE = [
+    (8191, 8191, 8191),
+    (4095, 4097, 1023),
+    (1000, 1000, 1000),
+    (2304, 2304, 2304),
+    (32768, 256, 1024),
+    (4096, 4096, 64),
+    (64, 4096, 4096),
+    (16, 11008, 4096),
+    (1, 4096, 4096),
+    (4096, 1, 4096),
+    (127, 129, 8191),
+    (128, 128, 16384),
+    (8191, 8193, 127),
+    (70000, 3, 5),
+    (3, 70000, 5),
+    (70001, 33, 1),
+    (2_100_000, 2, 3),
+    (2, 2_100_000, 3),
+    (129, 127, 16411),
+    (1024, 1000, 1000),
+]
 
 
 @pytest.mark.gpu
-@each_kernel
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (8191, 8193, 127),
-        (70000, 3, 5),
-        (3, 70000, 5),
-        (70001, 33, 1),
-        (2_100_000, 2, 3),  # more than 65535 tiles of 32 in M
-        (2, 2_100_000, 3),
-        (129, 127, 16411),
-        (1024, 1000, 1000),
-    ],
-    ids=str,
-)
-def test_large_and_ragged_shapes_are_exact(kernel, shape):
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_large_and_ragged_shapes_are_exact(shape):
     m, n, k = shape
     a, b = integers(m, k), integers(k, n, seed=1)
-    assert torch.equal(matmul(a, b, kernel=kernel), exact(a, b))
+    expected = exact(a, b)
+    for name in [*NAMES, "auto"]:
+        if m * n * k < 2**37 or name not in SLOW_RUNGS:
+            assert torch.equal(matmul(a, b, kernel=name), expected), name
+    # Transposed in memory, one and both.
+    a_t, b_t = a.t().contiguous().t(), b.t().contiguous().t()
+    for name in [*NAMES, "auto"]:
+        if m * n * k < 2**31:
+            for x, y in ((a_t, b), (a, b_t), (a_t, b_t)):
+                assert torch.equal(matmul(x, y, kernel=name), expected), name
 
 
 @pytest.mark.gpu
@@ -64,8 +92,19 @@ def test_more_than_two_to_the_31_elements(kernel):
 
 @pytest.mark.gpu
 @each_kernel
-def test_runs_on_the_current_stream(kernel):
-    a, b = integers(500, 300), integers(300, 400, seed=1)
+def test_many_products_in_a_batch(kernel):
+    a, b = integers(70_001, 3, 5), integers(70_001, 5, 2, seed=1)  # beyond a grid's z and y
+    assert torch.equal(matmul(a, b, kernel=kernel), exact(a, b))
+    a, b = integers(300, 129, 65), integers(65, 70, seed=1).expand(300, 65, 70)
+    assert torch.equal(matmul(a, b, kernel=kernel), exact(a, b))
+
+
+@pytest.mark.gpu
+@each_kernel
+@pytest.mark.parametrize("shape", [(500, 400, 300), (64, 64, 8192), (1, 1000, 3000)], ids=str)
+def test_runs_on_the_current_stream(kernel, shape):
+    m, n, k = shape
+    a, b = integers(m, k), integers(k, n, seed=1)
     expected = exact(a, b)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
@@ -80,29 +119,82 @@ def test_runs_on_the_current_stream(kernel):
 
 @pytest.mark.gpu
 @each_kernel
-def test_is_captured_in_a_cuda_graph(kernel):
-    a, b = integers(129, 65), integers(65, 33, seed=1)
+def test_streams_side_by_side_do_not_share_scratch_memory(kernel):
+    pairs = [(integers(96, 4096, seed=i), integers(4096, 80, seed=i + 50)) for i in range(8)]
+    expected = [exact(a, b) for a, b in pairs]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in pairs]
+    results = []
+    for _ in range(5):
+        for stream, (a, b) in zip(streams, pairs, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(matmul(a, b, kernel=kernel))
+    torch.cuda.synchronize()
+    assert all(torch.equal(c, expected[i % len(pairs)]) for i, c in enumerate(results))
+
+
+@pytest.mark.gpu
+@each_kernel
+@pytest.mark.parametrize("shape", [(129, 33, 65), (64, 64, 8192), (1, 1000, 3000)], ids=str)
+def test_is_captured_in_a_cuda_graph(kernel, shape):
+    m, n, k = shape
+    a, b = integers(m, k), integers(k, n, seed=1)
+    out = torch.empty(2, m, n, device="cuda")
     matmul(a, b, kernel=kernel)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         c = matmul(a, b, kernel=kernel)
+        matmul(a.expand(2, m, k), b, out=out, kernel=kernel)
     for seed in (2, 3):
-        a.copy_(integers(129, 65, seed=seed))
+        a.copy_(integers(m, k, seed=seed))
         c.zero_()
+        out.zero_()
         graph.replay()
         assert torch.equal(c, exact(a, b))
+        assert torch.equal(out, exact(a, b).expand(2, m, n))
+
+
+@pytest.mark.gpu
+@each_kernel
+@pytest.mark.parametrize("shape", [(257, 300, 1000), (64, 64, 8192), (5, 2000, 3000)], ids=str)
+def test_same_bits_on_every_run_and_in_a_graph(kernel, shape):
+    m, n, k = shape
+    a, b = torch.randn(m, k, device="cuda"), torch.randn(k, n, device="cuda")
+    first = matmul(a, b, kernel=kernel)
+    busy = torch.cuda.Stream()
+    for _ in range(20):
+        with torch.cuda.stream(busy):  # blocks then start in another order
+            matmul(b.t(), a.t(), kernel=kernel)
+        assert torch.equal(matmul(a, b, kernel=kernel), first)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        c = matmul(a, b, kernel=kernel)
+    graph.replay()
+    assert torch.equal(c, first)
 
 
 @pytest.mark.multigpu
 @each_kernel
 def test_runs_on_the_tensors_gpu_and_not_the_current_one(kernel):
     with torch.cuda.device(0):
-        a, b = integers(77, 55, device="cuda:1"), integers(55, 33, seed=1, device="cuda:1")
-        c = matmul(a, b, kernel=kernel)
-        assert c.device == torch.device("cuda:1")
-        assert torch.cuda.current_device() == 0
-        assert torch.equal(c, exact(a, b))
+        for m, n, k in ((77, 33, 55), (64, 64, 8192)):
+            a, b = integers(m, k, device="cuda:1"), integers(k, n, seed=1, device="cuda:1")
+            c = matmul(a, b, kernel=kernel)
+            assert c.device == torch.device("cuda:1")
+            assert torch.cuda.current_device() == 0
+            assert torch.equal(c, exact(a, b))
+
+
+@pytest.mark.multigpu
+def test_two_gpus_work_at_once():
+    pairs = [
+        (integers(512, 4096, device=d), integers(4096, 512, device=d)) for d in ("cuda:0", "cuda:1")
+    ]
+    results = [matmul(a, b) for _ in range(20) for a, b in pairs]
+    for i, c in enumerate(results):
+        assert torch.equal(c, exact(*pairs[i % 2]))
 
 
 @pytest.mark.multigpu
@@ -125,11 +217,50 @@ def test_tf32_settings_do_not_reach_our_kernels():
 
 @pytest.mark.gpu
 @each_kernel
-@pytest.mark.parametrize("shape", [(1, 1, 1), (31, 33, 35), (64, 32, 96), (5, 70, 3), (7, 9, 0)])
+def test_no_more_rounding_than_torch(kernel):
+    for m, n, k in ((512, 512, 512), (300, 200, 8192), (4, 4096, 4096)):
+        a, b = torch.randn(m, k, device="cuda"), torch.randn(k, n, device="cuda")
+        reference = a.double() @ b.double()
+        ours, torchs = (
+            ((c.double() - reference).norm() / reference.norm()).item()
+            for c in (matmul(a, b, kernel=kernel), torch.matmul(a, b))
+        )
+        # One sum in order of k is the definition's own rounding: the first rungs do that.
+        limit = 1.5 * torchs if kernel == "auto" else 2.0 * k**0.5 * 2.0**-24
+        assert ours <= limit
+
+
+@pytest.mark.gpu
+def test_the_ffma_ceiling_is_below_what_the_gpus_units_could_do():
+    properties = torch.cuda.get_device_properties(0)
+    # 128 FMA units per multiprocessor from compute capability 8.6 on, and in 9.0; 64 in 8.0.
+    units = 64 if (properties.major, properties.minor) == (8, 0) else 128
+    most = 2 * units * properties.multi_processor_count * 3.0e9 * 1e-12  # no GPU clocks above 3 GHz
+    assert 0.1 * most < ffma_ceiling() < most
+
+
+# Small, and checked on the CPU: the sanitizer makes each kernel up to a thousand times slower.
+SANITIZED = [
+    ((1, 1, 1), ()),
+    ((31, 33, 35), ()),
+    ((130, 129, 67), ()),
+    ((5, 70, 3), ()),
+    ((7, 9, 0), ()),
+    ((1, 300, 130), ()),
+    ((300, 1, 130), ()),
+    ((4, 200, 260), ()),
+    ((40, 36, 3000), ()),
+    ((33, 20, 40), (3,)),
+]
+
+
+@pytest.mark.gpu
+@each_kernel
+@pytest.mark.parametrize(("shape", "batch"), SANITIZED, ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_sanitizer_small_and_ragged(kernel, shape, transposed):
+def test_sanitizer_small_and_ragged(kernel, shape, batch, transposed):
     m, n, k = shape
-    a, b = integers(m, k), integers(k, n, seed=1)
-    if transposed:
-        a, b = a.t().contiguous().t(), b.t().contiguous().t()
-    assert torch.equal(matmul(a, b, kernel=kernel), exact(a, b))
+    a = integers(*batch, m, k, device="cpu")
+    b = integers(*batch, k, n, seed=1, device="cpu")
+    on_gpu = [x.mT.contiguous().cuda().mT if transposed else x.cuda() for x in (a, b)]
+    assert torch.equal(matmul(*on_gpu, kernel=kernel).cpu(), exact(a, b))

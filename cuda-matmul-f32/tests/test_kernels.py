@@ -28,6 +28,20 @@ SHAPES = [
     (3, 2049, 513),
     (1537, 33, 257),
     (385, 1030, 31),
+    # Around the GPU's tiles (64, 128, 256), its steps of K (8, 16, 32) and vectors of four.
+    (128, 128, 32),
+    (129, 257, 33),
+    (255, 127, 36),
+    (65, 132, 8),
+    (130, 260, 7),
+    # One side short, and a long K for a small C.
+    (1, 512, 768),
+    (512, 1, 768),
+    (2, 130, 1000),
+    (8, 333, 512),
+    (16, 688, 256),
+    (64, 256, 256),
+    (3, 3, 16384),
 ]
 EMPTY = [(0, 5, 7), (5, 0, 7), (0, 0, 3), (0, 0, 0), (5, 7, 0), (1, 1, 0), (33, 129, 0)]
 
@@ -93,6 +107,16 @@ def test_inf_beside_the_edge_does_not_leak_out_of_its_row_and_column(rung):
     rung.check_exact(a, b)
 
 
+def test_a_long_sum_keeps_denormals(rung):
+    # 5000 products of 2^-149 each, which flush-to-zero arithmetic would lose.
+    a = torch.full((33, 5000), 2.0**-75, device=rung.device)
+    b = torch.full((5000, 35), 2.0**-74, device=rung.device)
+    assert (rung(a, b) == 5000 * 2.0**-149).all()
+    denormal = torch.full((33, 35), 2.0**-149, device=rung.device)
+    ones = torch.ones(35, 7, device=rung.device)
+    assert (rung(denormal, ones) == 35 * 2.0**-149).all()
+
+
 def test_overflow_and_denormals_round_like_ieee(rung):
     a = torch.tensor([[3e38], [1e-30], [-1e-45], [1.0]], device=rung.device)
     b = torch.tensor([[10.0, 1e-10, 1e38, 1e-42, 0.0]], device=rung.device)
@@ -137,6 +161,18 @@ def test_random_shapes_and_strides(rung, data):
         return rung.integers(rows * step_r, cols * step_c, seed=seed)[::step_r, ::step_c]
 
     rung.check_exact(draw(m, k, 0), draw(k, n, 1))
+
+
+def test_values_in_front_and_behind_are_not_read(rung):
+    # Rows that start on any of the 4-byte places within 16, with NaN all around.
+    for offset, m, n, k in ((1, 33, 35, 37), (2, 64, 64, 64), (3, 130, 5, 20), (5, 1, 129, 31)):
+        views = []
+        for rows, cols, seed in ((m, k, 0), (k, n, 1)):
+            whole = torch.full((rows + 2, cols + 9), float("nan"), device=rung.device)
+            view = whole[1:-1, offset : offset + cols]
+            view.copy_(rung.integers(rows, cols, seed=seed))
+            views.append(view)
+        rung.check_exact(*views)
 
 
 def test_inputs_are_left_alone(rung):

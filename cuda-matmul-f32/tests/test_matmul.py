@@ -17,13 +17,19 @@ needs_extension = pytest.mark.skipif(build_info.module is None, reason=build_inf
 @pytest.mark.parametrize(
     ("a", "b", "error", "says"),
     [
-        (A.double(), B, TypeError, "a must be float32, not torch.float64: use a.float()"),
-        (A, B.to(torch.bfloat16), TypeError, "b must be float32, not torch.bfloat16"),
-        (A, B.to(torch.int64), TypeError, "b must be float32, not torch.int64"),
+        (A.double(), B, TypeError, "a must be float32, not Double: use a.float()"),
+        (A, B.to(torch.bfloat16), TypeError, "b must be float32, not BFloat16: use b.float()"),
+        (A[0].long(), B, TypeError, "a must be float32, not Long: use a.float()"),
+        (A.to(torch.complex64), B, TypeError, "a must be float32, not ComplexFloat"),
         (A, B.numpy(), TypeError, "b must be a torch.Tensor, not ndarray"),
         (A.to_sparse(), B, TypeError, "a must be a dense tensor, not torch.sparse_coo"),
+        (A, B.to_sparse(), TypeError, "b must be a dense tensor, not torch.sparse_coo"),
+        (None, B, TypeError, "a must be a torch.Tensor, not NoneType"),
         (A, B.t(), ValueError, "a (3, 4) has 4 columns but b (5, 4) has 5 rows"),
-        (A.to("meta"), B, ValueError, "a is on meta: there are kernels for cpu and cuda only"),
+        (A, B[0], ValueError, "a (3, 4) has 4 columns but b (5,) has 5 rows"),
+        (A.to("meta"), B, ValueError, "a is on meta but b on cpu"),
+        (A.double().to("meta"), B.to("meta"), TypeError, "a must be float32, not torch.float64"),
+        (A.to("meta"), B.t().to("meta"), ValueError, "a (3, 4) has 4 columns but b (5, 4) has 5"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(a, b, error, says):
@@ -48,6 +54,29 @@ def test_a_kernel_of_the_other_ladder_is_unknown():
 def test_an_unknown_precision_names_what_exists(precision):
     with pytest.raises(ValueError, match=re.escape("does not exist: use one of ('ieee',)")):
         matmul(A, B, precision=precision)
+
+
+def test_meta_tensors_give_the_results_shape():
+    assert matmul(A.to("meta"), B.to("meta")).shape == (3, 5)
+    assert matmul(A.expand(2, 7, 3, 4).to("meta"), B.to("meta")).shape == (2, 7, 3, 5)
+
+
+class _Counted(torch.Tensor):
+    """A subclass that counts what torch hands to it."""
+
+    calls = 0
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.calls += "cuda_matmul_f32" in str(func)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_tensor_subclasses_see_the_op_and_stay_themselves():
+    c = matmul(A.as_subclass(_Counted), B)
+    assert type(c) is _Counted
+    assert _Counted.calls == 1
+    assert torch.equal(c.as_subclass(torch.Tensor), A @ B)
 
 
 @needs_extension
@@ -75,12 +104,24 @@ def test_mixed_devices_are_refused():
         torch.ops.cuda_matmul_f32.matmul(A.cuda(), B, "auto")
 
 
-def test_autocast_leaves_float32_alone():
-    a, b = torch.randn(30, 40), torch.randn(40, 50)
-    with torch.autocast("cpu", torch.bfloat16):
-        c = matmul(a, b)
-    assert c.dtype == torch.float32
-    assert torch.equal(c, matmul(a, b))
+def test_autocast_leaves_float32_alone(auto):
+    a, b = auto.normals(30, 40).requires_grad_(), auto.normals(40, 50)
+    with torch.autocast(auto.device, torch.bfloat16):
+        c = auto(a, b)
+        (grad,) = torch.autograd.grad(c.sum(), a)
+    assert c.dtype == grad.dtype == torch.float32
+    assert torch.equal(c, auto(a, b))
+
+
+def test_inference_mode(auto):
+    a, b = auto.integers(30, 40), auto.integers(40, 50)
+    with torch.inference_mode():
+        c = auto(a, b)
+        out = torch.empty_like(c)
+        auto(a, b, out=out)
+    assert c.is_inference()
+    assert torch.equal(c.cpu(), auto.exact(a, b))
+    assert torch.equal(out, c)
 
 
 def test_kernels_refuses_a_device_without_a_ladder():

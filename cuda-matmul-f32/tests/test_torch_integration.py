@@ -1,4 +1,4 @@
-"""Autograd, torch.compile and torch's own op checks, on every rung of both ladders."""
+"""Autograd, torch.func, torch.compile and torch's own op checks."""
 
 from __future__ import annotations
 
@@ -64,22 +64,104 @@ def test_gradients_of_empty_products(rung):
     assert b.grad.shape == (0, 3)
 
 
+def test_forward_mode_equals_float64(rung):
+    a, b = rung.integers(13, 21), rung.integers(21, 7, seed=1)
+    da, db = rung.integers(13, 21, seed=2), rung.integers(21, 7, seed=3)
+    for tangents in ((da, db), (da, torch.zeros_like(b)), (torch.zeros_like(a), db)):
+        c, tangent = torch.func.jvp(rung, (a, b), tangents)
+        expected = torch.func.jvp(
+            torch.matmul, (a.double(), b.double()), tuple(x.double() for x in tangents)
+        )
+        assert torch.equal(c.double(), expected[0])
+        assert torch.equal(tangent.double(), expected[1])
+
+
+def _loss(product):
+    return lambda a, b: product(a, b).sin().sum()
+
+
+TRANSFORMS = {
+    "grad": lambda f: torch.func.grad(f, (0, 1)),
+    "vjp": lambda f: lambda a, b: torch.func.vjp(f, a, b)[1](torch.ones_like(f(a, b))),
+    "jacrev": lambda f: torch.func.jacrev(f, (0, 1)),
+    "jacfwd": lambda f: torch.func.jacfwd(f, (0, 1)),
+    "hessian": lambda f: torch.func.hessian(f, (0, 1)),
+    "grad of grad": lambda f: torch.func.grad(lambda a, b: torch.func.grad(f)(a, b).square().sum()),
+    "vmap of grad": lambda f: (
+        lambda a, b: torch.func.vmap(torch.func.grad(f), (0, None))(torch.stack([a, -a]), b)
+    ),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_torch_funcs_transforms_give_torch_matmuls_results(auto, transform):
+    a, b = auto.normals(3, 4), auto.normals(4, 5, seed=1)
+    ours = TRANSFORMS[transform](_loss(auto))(a, b)
+    torchs = TRANSFORMS[transform](_loss(torch.matmul))(a.double(), b.double())
+    pairs = zip(*map(torch.utils._pytree.tree_leaves, (ours, torchs)), strict=True)
+    for x, y in pairs:
+        torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [(0, 0), (0, None), (None, 0), (1, 2), (2, 1), (-1, 0)])
+@pytest.mark.parametrize("batch", [(), (4,)], ids=["matrices", "batches"])
+def test_vmap(rung, dims, batch):
+    def draw(dim, *shape, seed):
+        x = rung.integers(*(() if dim is None else (6,)), *batch, *shape, seed=seed)
+        return x if dim is None else x.movedim(0, dim)
+
+    a, b = draw(dims[0], 3, 5, seed=0), draw(dims[1], 5, 2, seed=1)
+    expected = torch.func.vmap(torch.matmul, dims)(a.double(), b.double())
+    assert torch.equal(torch.func.vmap(rung, dims)(a, b).double(), expected)
+
+
+def test_vmap_is_one_call_of_the_op(auto):
+    a, b = auto.integers(6, 3, 5), auto.integers(5, 2)
+    with torch.profiler.profile() as profile:
+        torch.func.vmap(auto, (0, None))(a, b)
+    assert sum(event.name == "cuda_matmul_f32::matmul" for event in profile.events()) <= 2
+
+
+def test_an_input_changed_before_backward_is_noticed(auto):
+    a, b = auto.integers(3, 4).requires_grad_(), auto.integers(4, 5)
+    c = auto(a, b)
+    b.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        c.sum().backward()
+
+
+def test_what_no_gradient_needs_is_not_kept(auto):
+    a, b = auto.integers(3, 4).requires_grad_(), auto.integers(4, 5)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+        auto(a, b)
+    assert [x.shape for x in kept] == [b.shape]  # a would be for b's gradient
+
+
 @pytest.mark.parametrize("grads", [(False, False), (True, False), (False, True), (True, True)])
-def test_opcheck(rung, grads):
-    a = rung.normals(9, 7).requires_grad_(grads[0])
-    b = rung.normals(11, 7, seed=1).t().requires_grad_(grads[1])
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["matrix", "batch"])
+def test_opcheck(rung, grads, batch):
+    a = rung.normals(*batch, 9, 7).requires_grad_(grads[0])
+    b = rung.normals(*batch, 11, 7, seed=1).mT.detach().requires_grad_(grads[1])
     torch.library.opcheck(torch.ops.cuda_matmul_f32.matmul.default, (a, b, rung.kernel))
+
+
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["matrix", "batch"])
+def test_opcheck_out(rung, batch):
+    a, b = rung.normals(*batch, 9, 7), rung.normals(*batch, 7, 11, seed=1)
+    out = torch.empty(*batch, 9, 11, device=rung.device)
+    torch.library.opcheck(torch.ops.cuda_matmul_f32.matmul.out, (a, b, rung.kernel), {"out": out})
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.usefixtures("compile_afresh")
-def test_compiles_into_one_graph(rung, dynamic):
+def test_compiles_into_one_graph(auto, dynamic):
     def layer(a, b):
-        return torch.relu(rung(a, b.t()) + 1.0)
+        return torch.relu(auto(a, b.mT) + 1.0)
 
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    for m, n, k in ((5, 6, 7), (8, 9, 10)):
-        inputs = [rung.integers(m, k), rung.integers(n, k, seed=1)]
+    for *batch, m, n, k in ((5, 6, 7), (8, 9, 10), (2, 5, 6, 7), (3, 4, 9, 8)):
+        inputs = [auto.integers(*batch, m, k), auto.integers(n, k, seed=1)]
         for x in inputs:
             x.requires_grad_()
         out = compiled(*inputs)
@@ -87,6 +169,39 @@ def test_compiles_into_one_graph(rung, dynamic):
         grads = torch.autograd.grad(out.sum(), inputs)
         expected = torch.autograd.grad(layer(*inputs).sum(), inputs)
         assert all(torch.equal(x, y) for x, y in zip(grads, expected, strict=True))
+
+
+@pytest.mark.usefixtures("compile_afresh")
+def test_dynamic_sizes_compile_once(auto):
+    count = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(auto.__call__, backend=count, fullgraph=True, dynamic=True)
+    for batch, m, n, k in ((2, 5, 6, 7), (3, 8, 9, 10), (5, 4, 3, 12)):
+        a, b = auto.integers(batch, m, k), auto.integers(batch, k, n, seed=1)
+        assert torch.equal(compiled(a, b).cpu(), auto.exact(a, b))
+    assert count.frame_count == 1
+
+
+@pytest.mark.usefixtures("compile_afresh")
+def test_out_compiles_too(auto):
+    def function(a, b, out):
+        return auto(a, b, out=out) * 2
+
+    a, b = auto.integers(3, 4), auto.integers(4, 5)
+    out = torch.zeros(3, 5, device=auto.device)
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(a, b, out), 2 * out)
+    assert torch.equal(out.cpu(), auto.exact(a, b))
+
+
+def test_exports_with_a_free_size():
+    class Layer(torch.nn.Module):
+        def forward(self, a, b):
+            return matmul(a, b)
+
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    free = {"a": {0: torch.export.Dim("rows")}, "b": None}
+    program = torch.export.export(Layer(), (a, b), dynamic_shapes=free)
+    assert torch.equal(program.module()(torch.ones(9, 4), b), torch.full((9, 5), 4.0))
 
 
 @pytest.mark.slow
@@ -107,7 +222,7 @@ def test_inductor_compiles_it(device):
 
 
 @pytest.mark.usefixtures("compile_afresh")
-def test_wrong_shapes_are_caught_while_tracing(rung):
-    compiled = torch.compile(rung.__call__, backend="eager", fullgraph=True)
+def test_wrong_shapes_are_caught_while_tracing(auto):
+    compiled = torch.compile(auto.__call__, backend="eager", fullgraph=True)
     with pytest.raises(Exception, match="must be equal"):
-        compiled(rung.integers(3, 4), rung.integers(5, 6))
+        compiled(auto.integers(3, 4), auto.integers(5, 6))

@@ -23,13 +23,17 @@ _check_type: Callable[[bool, Callable[[], str]], None] = torch._check_type
 _check_value: Callable[[bool, Callable[[], str]], None] = torch._check_value
 
 
+def _check_dtype(name: str, x: Tensor) -> None:
+    _check_type(
+        x.dtype == torch.float32,
+        lambda: f"{name} must be float32, not {x.dtype}: use {name}.float()",
+    )
+
+
 def _check(a: Tensor, b: Tensor) -> None:
     """Refuse what the kernels refuse, in the same words (csrc/operands.h)."""
-    for name, x in (("a", a), ("b", b)):
-        _check_type(
-            x.dtype == torch.float32,
-            lambda name=name, x=x: f"{name} must be float32, not {x.dtype}: use {name}.float()",  # type: ignore[misc]
-        )
+    _check_dtype("a", a)
+    _check_dtype("b", b)
     _check_value(a.device == b.device, lambda: f"a is on {a.device} but b on {b.device}")
     _check_value(
         a.dim() == b.dim() and a.dim() in (2, 3),
@@ -55,7 +59,9 @@ def _fake(a: Tensor, b: Tensor, kernel: str) -> Tensor:
 
 def _fake_out(a: Tensor, b: Tensor, kernel: str, *, out: Tensor) -> None:
     _check(a, b)
+    _check_dtype("out", out)
     shape = (*a.shape[:-1], b.shape[-1])
+    _check_value(out.device == a.device, lambda: f"out is on {out.device} but a on {a.device}")
     _check_value(
         out.shape == shape,
         lambda: f"out {tuple(out.shape)} must have the result's shape {shape}: it is not resized",
