@@ -37,6 +37,8 @@ class Case:
     tolerance: largest accepted relative Frobenius error ||out - ref|| / ||ref|| of an output.
     baseline: name of the implementation that ratios are taken against.
     flops, bytes: useful operations of a call, and the least bytes it must move; they give rates.
+    peak_flops, peak_bytes: the most FLOP/s and B/s that this machine was seen to reach; they give
+        each rate's share of the peak, and the roof of a roofline plot.
     params: what the case is made of, for tables and plots: {"M": 512, "dtype": "float32"}.
     inplace: the function may write to its inputs and return them.
     dtype: of the outputs; by default that of the first floating-point input (for an output whose
@@ -50,6 +52,8 @@ class Case:
     baseline: str
     flops: float = 0.0
     bytes: float = 0.0
+    peak_flops: float = 0.0
+    peak_bytes: float = 0.0
     params: Mapping[str, Any] = field(default_factory=dict)
     inplace: bool = False
     dtype: torch.dtype | None = None

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from .timing import InputSets, Pace
+from .timing import SHORTEST_SAMPLE_S, InputSets, Pace
 
 SHORT_CALL_S = 20e-6  # below this the launch and the events themselves are what one would time
 GRAPH_S = 200e-6
 MOST_GRAPH_CALLS = 256
-MOST_GRAPH_SETS = 32
+MOST_EAGER_CALLS = 1000
+MOST_SETS = 32
 
 
 class Flush:
@@ -87,6 +88,46 @@ class EventTimer:
 
     def last_set(self, turn: int) -> int:
         """Return which input set sample `turn` used."""
+        return turn % len(self.inputs.sets)
+
+
+class EagerTimer:
+    """A sample is a loop of calls between two events, launched one by one as a program does it.
+
+    Where the host takes longer to launch a call than the GPU to run it, the host is what counts.
+    The calls take the input sets in turn; where they write to these, a sample is one call.
+    """
+
+    name = "cuda events, eager"
+
+    def __init__(self, inputs: InputSets) -> None:
+        self.inputs = inputs
+
+    def pace(self, function: Callable[..., Any]) -> Pace:
+        """Warm up, and choose as many calls as make a sample long enough."""
+        pace = Pace(function, 1, 0.0, 0.0)
+        seconds = min(self.sample(pace, turn)[0] for turn in range(4))
+        most = 1 if self.inputs.inplace else MOST_EAGER_CALLS
+        calls = max(1, min(math.ceil(SHORTEST_SAMPLE_S / max(seconds, 1e-7)), most))
+        return Pace(function, calls, seconds, seconds * calls + 50e-6)
+
+    def sample(self, pace: Pace, turn: int) -> tuple[float, Any]:
+        """Return seconds a call, and what the last call returned."""
+        self.inputs.restore()
+        order = self.inputs.in_turn(pace.calls, turn)
+
+        def loop() -> Any:
+            returned = None
+            for inputs in order:
+                returned = pace.function(*inputs)
+            return returned
+
+        torch.cuda.synchronize()
+        seconds, returned = timed(loop)
+        return seconds / pace.calls, returned
+
+    def last_set(self, turn: int) -> int:
+        """Return which input set the last call of sample `turn` used."""
         return turn % len(self.inputs.sets)
 
 

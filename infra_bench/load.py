@@ -39,9 +39,13 @@ CASE_FIELDS: dict[str, tuple[type, ...]] = {
     "rows": (list,),
     "flops": NUMBER,
     "bytes": NUMBER,
+    "peak_flops": NUMBER,
+    "peak_bytes": NUMBER,
     "tolerance": MAYBE,
     "seed": (int, type(None)),
 }
+# What records made before these fields were added mean.
+CASE_DEFAULTS = {"peak_flops": 0.0, "peak_bytes": 0.0}
 DERIVED = ("median", "q1", "q3", "minimum", "ratio", "ratio_q1", "ratio_q3", "rate")
 ROW_FIELDS: dict[str, tuple[type, ...]] = {
     "implementation": TEXT,
@@ -86,6 +90,7 @@ def _record(data: Any, path: Path) -> Record:
 
 
 def _case(data: Any, where: str) -> CaseRecord:
+    data = {**CASE_DEFAULTS, **data} if isinstance(data, dict) else data
     _check(data, CASE_FIELDS, where)
     rows = tuple(_row(each, f"{where}.rows[{i}]") for i, each in enumerate(data["rows"]))
     case = CaseRecord(**{**data, "rows": rows})

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from .record import Record
-from .selection import FIELDS, NONE, Entry, MarkerError, unique
+from .selection import AGAINST, FIELDS, NONE, NUMBERS, Entry, MarkerError, unique
 
-RIGHT = ("median", "quartiles", "min", "rate", "ratio", "spread", "error", "samples")
-NAMES = {"quartiles": "q1 – q3", "min": "best", "spread": "its q1 – q3"}
+NAMES = {"quartiles": "q1 – q3", "min": "best", "spread": "its q1 – q3", "share": "of the peak"}
 
 
 def long_table(entries: list[Entry], columns: list[str]) -> str:
@@ -19,11 +18,11 @@ def long_table(entries: list[Entry], columns: list[str]) -> str:
     ]
     columns = [column for column in keys if column not in columns] + columns
     lines = [
-        [e.cell(column) if column in FIELDS else e.label(column) for column in columns]
+        [e.cell(column) if _is_field(column) else e.label(column) for column in columns]
         for e in entries
     ]
     headers = [_header(column, entries) for column in columns]
-    return _table(headers, [column in RIGHT for column in columns], lines) + _reasons(entries)
+    return _table(headers, [_is_number(column) for column in columns], lines) + _reasons(entries)
 
 
 def pivot_table(entries: list[Entry], rows: str, columns: str, cell: str) -> str:
@@ -63,7 +62,15 @@ def _header(column: str, entries: list[Entry]) -> str:
     if column == "ratio":
         baselines = unique(e.case.baseline for e in entries)
         return f"vs {baselines[0]}" if len(baselines) == 1 else "vs baseline"
-    return NAMES.get(column, column)
+    return NAMES.get(column, column.replace(AGAINST, "vs ", 1))
+
+
+def _is_field(column: str) -> bool:
+    return column in FIELDS or column.startswith(AGAINST)
+
+
+def _is_number(column: str) -> bool:
+    return column in NUMBERS or column.startswith(AGAINST)
 
 
 def _table(headers: list[str], right: list[bool], lines: list[list[str]]) -> str:

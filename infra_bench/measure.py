@@ -31,6 +31,7 @@ def measure(
     device: torch.device,
     budget_s: float,
     graph: bool,
+    eager: bool,
     progress: Progress,
 ) -> CaseRecord:
     """Verify and time all implementations of a case in turns; see Run.measure."""
@@ -41,7 +42,7 @@ def measure(
     ]
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            _Measurement(case, contenders, device, budget_s, graph, progress, seed).course()
+            _Measurement(case, contenders, device, budget_s, graph, eager, progress, seed).course()
     except Exception as crash:
         if device.type == "cpu" or not is_lost():
             raise
@@ -57,6 +58,8 @@ def measure(
             rows=tuple(each.record() for each in contenders),
             flops=float(case.flops),
             bytes=float(case.bytes),
+            peak_flops=float(case.peak_flops),
+            peak_bytes=float(case.peak_bytes),
             tolerance=case.tolerance,
             seed=seed,
         )
@@ -71,11 +74,12 @@ class _Measurement:
         device: torch.device,
         budget_s: float,
         graph: bool,
+        eager: bool,
         progress: Progress,
         seed: int,
     ) -> None:
         self.case, self.device, self.budget_s = case, device, budget_s
-        self.graph, self.progress = graph, progress
+        self.graph, self.eager, self.progress = graph, eager, progress
         self.all = contenders
         self.generator = torch.Generator(device).manual_seed(seed)
         self.random = random.Random(seed)
@@ -140,18 +144,21 @@ class _Measurement:
         return timer
 
     def _calibrate_cuda(self, inputs: InputSets) -> Timer:
-        """Time by events; by a graph where it is asked for or where launches would dominate."""
-        from .cuda import MOST_GRAPH_SETS, SHORT_CALL_S, EventTimer, GraphTimer
+        """Time as is asked for; else by events, or a graph where launches would dominate."""
+        from .cuda import SHORT_CALL_S, EagerTimer, EventTimer, GraphTimer
 
+        if self.eager:
+            self._draw_beyond_l2(inputs)
+            eager = EagerTimer(inputs)
+            self._pace(eager)
+            return eager
         events = EventTimer(inputs, self.flush)
         self._pace(events)
         paces = [each.pace.seconds for each in self.alive() if each.pace]
         short = bool(paces) and min(paces) < SHORT_CALL_S
         if self.case.inplace or not paces or not (self.graph or short):
             return events
-        wanted = math.ceil(2 * self.flush.l2 / max(1, size_in_bytes(inputs.sets[0])))
-        for _ in range(len(inputs.sets), min(wanted, MOST_GRAPH_SETS)):
-            inputs.sets.append(self.draw())
+        self._draw_beyond_l2(inputs)
         graphs = GraphTimer(inputs, self.flush)
         before = {id(each): each.pace for each in self.alive()}
         if self.graph:
@@ -166,6 +173,16 @@ class _Measurement:
                 each.pace = before[id(each)]
             return events
         return graphs
+
+    def _draw_beyond_l2(self, inputs: InputSets) -> None:
+        """Add input sets until together they exceed the L2, so that calls in a row find it cold."""
+        from .cuda import MOST_SETS
+
+        if self.case.inplace:
+            return
+        wanted = math.ceil(2 * self.flush.l2 / max(1, size_in_bytes(inputs.sets[0])))
+        for _ in range(len(inputs.sets), min(wanted, MOST_SETS)):
+            inputs.sets.append(self.draw())
 
     def _pace(self, timer: Timer) -> None:
         for each in self.alive():

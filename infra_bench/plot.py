@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._need import need
-from .format import RATE_STEPS, TIME_STEPS
+from .format import RATE_STEPS, TIME_STEPS, digits
 from .selection import Entry, MarkerError, unique
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ STYLE = 1  # raise it when the drawing changes, so that every plot counts as out
 # Okabe and Ito's colours, told apart by colour-blind readers too; its yellow is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+INTENSITY = "FLOP per byte moved"
 DIGEST = "infra_bench data sha256:"
 
 
@@ -45,22 +46,30 @@ class Plot:
     series: list[Series]
     log: str
     style: int = STYLE
+    roof: tuple[float, float] | None = None  # of a roofline: highest y, and its slope before that
 
     @property
     def digest(self) -> str:
         """Return what the SVG has to carry to be up to date."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        data = {name: value for name, value in asdict(self).items() if value is not None}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def plan(entries: list[Entry], kind: str, x: str, field: str, log: str = "") -> Plot:
-    """Choose what to draw: `field` of each implementation, over the dimension `x`."""
-    if kind not in ("bars", "lines"):
-        raise MarkerError(f"kind is {kind!r}; use bars or lines")
+    """Choose what to draw: `field` of each implementation, over the dimension `x`.
+
+    A roofline is the rate over the case's FLOP a byte, below what the machine can reach.
+    """
+    if kind not in ("bars", "lines", "roofline"):
+        raise MarkerError(f"kind is {kind!r}; use bars, lines or roofline")
     if log not in ("", "x", "y", "xy"):
         raise MarkerError(f"log is {log!r}; use x, y or xy")
+    if kind == "roofline":
+        x, field, log = INTENSITY, "rate", "xy"
     scale, unit = _unit(entries, field)
-    places = unique(e.label(x) for e in entries)
-    if kind == "lines":
+    roof = _roof(entries, scale) if kind == "roofline" else None
+    places = unique(_place(e, x) for e in entries)
+    if kind != "bars":
         places.sort(key=lambda place: _as_number(place, x))
     names = [""] if x == "implementation" else unique(e.row.implementation for e in entries)
     series = []
@@ -68,16 +77,16 @@ def plan(entries: list[Entry], kind: str, x: str, field: str, log: str = "") -> 
         own = [e for e in entries if name in ("", e.row.implementation)]
         at: dict[str, Entry] = {}
         for e in own:
-            if e.label(x) in at:
+            if _place(e, x) in at:
                 raise MarkerError(
-                    f"several rows of {e.row.implementation!r} at {x} {e.label(x)!r}: "
+                    f"several rows of {e.row.implementation!r} at {x} {_place(e, x)!r}: "
                     "narrow cases=, implementations= or metrics="
                 )
-            at[e.label(x)] = e
+            at[_place(e, x)] = e
         points = [_point(at.get(place), field, scale) for place in places]
         values, low, high = (list(each) for each in zip(*points, strict=True))
         series.append(Series(name, any(e.row.ours for e in own), values, low, high))
-    return Plot(kind, x, unit, places, series, log)
+    return Plot(kind, x, unit, places, series, log, roof=roof)
 
 
 def digest_of(svg: str) -> str:
@@ -109,7 +118,7 @@ def draw(plot: Plot) -> str:
         figure = Figure(figsize=(8, 4), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        (_bars if plot.kind == "bars" else _lines)(axes, plot)
+        {"bars": _bars, "lines": _lines, "roofline": _roofline}[plot.kind](axes, plot)
         if "y" in plot.log:
             axes.set_yscale("log")
         else:
@@ -118,7 +127,7 @@ def draw(plot: Plot) -> str:
         axes.set_ylabel(plot.y_label)
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
         axes.set_axisbelow(True)
-        if len(plot.series) > 1:
+        if len(plot.series) > 1 or plot.roof:
             figure.legend(loc="outside right upper", frameon=False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -165,6 +174,28 @@ def _lines(axes: Axes, plot: Plot) -> None:
         axes.minorticks_off()
 
 
+def _roofline(axes: Axes, plot: Plot) -> None:
+    assert plot.roof is not None
+    peak, slope = plot.roof
+    intensities = [float(place) for place in plot.x]
+    ends = [min(*intensities, peak / slope) / 2, peak / slope, max(*intensities, peak / slope) * 2]
+    label = f"limit: {digits(peak)} {plot.y_label},\n{digits(slope)} times as many B/s"
+    axes.plot(ends, [min(peak, slope * x) for x in ends], color="#888888", label=label)
+    for number, series in enumerate(plot.series):
+        there = [i for i, value in enumerate(series.values) if value is not None]
+        axes.plot(
+            [intensities[i] for i in there],
+            [series.values[i] or 0.0 for i in there],
+            linestyle="",
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=5,
+            fillstyle="full" if series.ours else "none",
+            color=_look(number, series)["color"],
+            label=series.name,
+        )
+    axes.set_xscale("log")
+
+
 def _look(number: int, series: Series) -> dict[str, Any]:
     colour = COLOURS[number % len(COLOURS)]
     # A peer is hatched (or dashed): told from ours without a colour.
@@ -200,6 +231,25 @@ def _point(
     return scaled[0], scaled[1], scaled[2]
 
 
+def _place(entry: Entry, x: str) -> str:
+    if x != INTENSITY:
+        return entry.label(x)
+    if not entry.case.flops or not entry.case.bytes:
+        raise MarkerError(f"case {entry.case.name!r} counts no operations, or no bytes")
+    return f"{entry.case.flops / entry.case.bytes:.6g}"
+
+
+def _roof(entries: list[Entry], scale: float) -> tuple[float, float]:
+    """Return the peak rate and the peak bandwidth, which all cases have to share."""
+    peaks = {(e.case.peak_flops, e.case.peak_bytes) for e in entries}
+    if len(peaks) != 1 or 0.0 in next(iter(peaks)):
+        raise MarkerError(
+            f"a roofline needs one peak_flops and one peak_bytes, not {sorted(peaks)}"
+        )
+    ((flops, bandwidth),) = peaks
+    return float(f"{flops / scale:.6g}"), float(f"{bandwidth / scale:.6g}")
+
+
 def _unit(entries: list[Entry], field: str) -> tuple[float, str]:
     """Return the one scale for all values, and the label of the y axis."""
     values = [value for e in entries if (value := e.number(field)) is not None]
@@ -210,6 +260,8 @@ def _unit(entries: list[Entry], field: str) -> tuple[float, str]:
         return 1.0, f"times {baselines[0]}" if len(baselines) == 1 else "times the baseline"
     if field == "error":
         return 1.0, "relative error"
+    if field == "share":
+        return 0.01, "% of the peak"
     units = unique(e.case.rate_unit if field == "rate" else e.row.unit for e in entries)
     if len(units) != 1:
         raise MarkerError(f"values in {units} cannot share an axis: narrow cases= or metrics=")

@@ -153,7 +153,7 @@ def _value(marker: Marker, record: Record, page: Page) -> str:
 
 
 def _plot(marker: Marker, record: Record, page: Page) -> str:
-    wanted = marker.take("file", "out", "kind", "field", x="case", log="", **ROWS)
+    wanted = marker.take("file", "out", "kind", field="rate", x="case", log="", **ROWS)
     entries = choose(record, wanted["cases"], wanted["implementations"], wanted["metrics"])
     plot = plan(entries, wanted["kind"], wanted["x"], wanted["field"], wanted["log"])
     out = page.path.parent / wanted["out"]

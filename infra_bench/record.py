@@ -66,6 +66,8 @@ class CaseRecord:
     rows: tuple[Measurement, ...]
     flops: float = 0.0
     bytes: float = 0.0
+    peak_flops: float = 0.0
+    peak_bytes: float = 0.0
     tolerance: float | None = None
     seed: int | None = None
 
@@ -73,6 +75,11 @@ class CaseRecord:
     def rate_unit(self) -> str:
         """FLOP/s where the case counts operations, B/s where it counts only bytes, else empty."""
         return "FLOP/s" if self.flops else "B/s" if self.bytes else ""
+
+    @property
+    def peak(self) -> float:
+        """The most that `rate` can be on this machine, in `rate_unit`; 0 where not known."""
+        return self.peak_flops if self.flops else self.peak_bytes
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,15 @@ class Run:
         device: torch.device | str,
         budget_s: float = 1.0,
         graph: bool = False,
+        eager: bool = False,
     ) -> CaseRecord:
         """Verify each implementation, time those that are right in turns, verify them again.
 
         budget_s: seconds of samples for each implementation; at least 5 samples are taken, or 3
             where one call is longer than the budget, and at most 100.
         graph: time CUDA graph replays even where launches do not dominate.
+        eager: time calls that an idle GPU gets one by one, as most programs launch them: the host's
+            time then counts where it is longer than the GPU's. Otherwise it is left out.
 
         Returns the case with a row for each implementation. One that is wrong is "refused", one
         that raises "failed"; both with a reason and without samples.
@@ -75,8 +78,10 @@ class Run:
         device = torch.device(device)
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device is {device}; the harness times 'cpu' and 'cuda'")
+        if graph and eager:
+            raise ValueError("graph and eager are two ways to launch the calls: choose one")
         with Progress(self.console) as progress:
-            found = measure(case, implementations, device, budget_s, graph, progress)
+            found = measure(case, implementations, device, budget_s, graph, eager, progress)
         if self.device != "cuda":
             self.device = device.type
         return self._take(found)

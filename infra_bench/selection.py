@@ -9,7 +9,9 @@ from fnmatch import fnmatchcase
 from . import format
 from .record import CaseRecord, Measurement, Record
 
-FIELDS = ("median", "quartiles", "min", "rate", "ratio", "spread", "error", "samples", "status")
+NUMBERS = ("median", "quartiles", "min", "rate", "share", "ratio", "spread", "error", "samples")
+FIELDS = (*NUMBERS, "status")
+AGAINST = "vs:"  # "vs:NAME" is a column, too: how many times better than the implementation NAME
 NONE = "–"
 
 
@@ -41,15 +43,20 @@ class Entry:
 
     def number(self, field: str) -> float | None:
         """Return a field as a number, or None where the row has none."""
+        if field == "share":
+            return self.row.rate / self.case.peak if self.row.rate and self.case.peak else None
         names = {"median": "median", "min": "minimum", "rate": "rate"}
         names |= {"ratio": "ratio", "error": "error"}
         if field not in names:
-            raise MarkerError(f"{field!r} is no number to show; use one of {sorted(names)}")
+            known = sorted([*names, "share"])
+            raise MarkerError(f"{field!r} is no number to show; use one of {known}")
         value: float | None = getattr(self.row, names[field])
         return value
 
     def cell(self, field: str) -> str:
         """Return a field as text; its status where a row was not measured."""
+        if field.startswith(AGAINST):
+            return self._against(field.removeprefix(AGAINST))
         if field not in FIELDS:
             raise MarkerError(f"no field {field!r}; use one of {', '.join(FIELDS)}")
         row = self.row
@@ -71,7 +78,22 @@ class Entry:
             return format.rate(value, self.case.rate_unit)
         if field == "ratio":
             return format.times(value)
+        if field == "share":
+            return f"{value:.1%}"
         return format.error(value) if field == "error" else format.quantity(value, row.unit)
+
+    def _against(self, name: str) -> str:
+        """Return how many times better the median is than that of another implementation."""
+        same = [each for each in self.case.rows if each.metric == self.row.metric]
+        other = next((each for each in same if each.implementation == name), None)
+        if other is None:
+            there = unique(each.implementation for each in same)
+            raise MarkerError(f"case {self.case.name!r} has no {name!r} to compare with: {there}")
+        own = self.row.median
+        if not own or not other.median or self.row.unit != other.unit:
+            return NONE
+        lower = self.row.better == "lower"
+        return format.times(other.median / own if lower else own / other.median)
 
 
 def spread(row: Measurement) -> str:

@@ -16,9 +16,10 @@ def print_record(record: Record, console: Console) -> None:
     """Print one table of all cases, what is wrong with those that are not ok, and the machine."""
     table = Table(title=f"{record.package} on {record.processor}", title_justify="left")
     macro = any(row.metric != "time" for case in record.cases for row in case.rows)
-    headers = ["case", "implementation", *(["metric"] if macro else []), "median", "q1–q3"]
-    for header in (*headers, "rate", "vs baseline", "error", "status"):
-        right = header in ("median", "q1–q3", "rate", "vs baseline", "error")
+    peaks = any(case.peak for case in record.cases)
+    headers = ["case", "implementation", *(["metric"] if macro else []), "median", "q1–q3", "rate"]
+    for header in (*headers, *(["of peak"] if peaks else []), "vs baseline", "error", "status"):
+        right = header in ("median", "q1–q3", "rate", "of peak", "vs baseline", "error")
         table.add_column(header, justify="right" if right else "left", overflow="fold")
     noisy = False
     for case in record.cases:
@@ -26,6 +27,9 @@ def print_record(record: Record, console: Console) -> None:
             first = case.name if number == 0 else ""
             cells = [first, row.implementation, *([row.metric] if macro else [])]
             cells = [escape(cell) for cell in cells] + _numbers(case, row)
+            if peaks:
+                share = f"{row.rate / case.peak:.1%}" if row.rate and case.peak else ""
+                cells.insert(-2, share)
             noisy = noisy or row.noisy
             status = "[yellow]noisy[/]" if row.noisy else f"[{STYLES[row.status]}]{row.status}[/]"
             table.add_row(*cells, status)

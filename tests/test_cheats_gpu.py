@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,6 +158,38 @@ def test_correct_only_outside_of_a_graph(run: Run, case: Case) -> None:
     result = run.measure(case, implementations, device="cuda", budget_s=0.05, graph=True)
     assert (result.rows[0].status, result.rows[0].timer) == ("ok", "cuda graph")
     refused(result.rows[1], "in a timed call: relative error")
+
+
+def test_correct_only_while_the_host_is_ahead(run: Run, case: Case) -> None:
+    calls = 0
+
+    def cheat(a: Tensor, b: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return a @ b if calls <= 4 else torch.zeros_like(a)
+
+    implementations = [Implementation("honest", torch.mm), Implementation("other", cheat)]
+    result = run.measure(case, implementations, device="cuda", budget_s=0.05, eager=True)
+    assert (result.rows[0].status, result.rows[0].timer) == ("ok", "cuda events, eager")
+    refused(result.rows[1], "relative error")
+
+
+def test_eager_calls_cost_what_the_host_takes(run: Run, product: MakeCase) -> None:
+    def slow_host(a: Tensor, b: Tensor) -> Tensor:
+        until = time.perf_counter() + 200e-6
+        while time.perf_counter() < until:
+            pass
+        return torch.add(a, b)
+
+    case = product(inputs=small, reference=torch.add, flops=0.0)
+    implementations = [Implementation("honest", torch.add), Implementation("slow", slow_host)]
+    result = run.measure(case, implementations, device="cuda", budget_s=0.05, eager=True)
+    honest, slow = result.rows
+    assert [row.status for row in result.rows] == ["ok", "ok"]
+    assert honest.median is not None
+    assert slow.median is not None
+    assert honest.median < 100e-6
+    assert slow.median > 200e-6
 
 
 def small(generator: torch.Generator) -> tuple[Tensor, ...]:

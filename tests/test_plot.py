@@ -93,6 +93,40 @@ def test_a_changed_value_changes_the_digest() -> None:
     )
 
 
+def below_a_roof(**changes: float) -> list[Entry]:
+    """Make two cases of 8 and 2 FLOP a byte on a machine of 4 TFLOP/s and 1 TB/s."""
+    entries = []
+    for name, moved in (("dense", 1e6), ("thin", 4e6)):
+        row = Measurement("a", "time", "s", "lower", True, "ok", "", 0.0, "t", 1, (4e-6,) * 3)
+        peaks = {"peak_flops": 4e12, "peak_bytes": 1e12, **changes}
+        case = derive(CaseRecord(name, "a", {}, (row,), flops=8e6, bytes=moved, **peaks))
+        entries += [Entry(case, row) for row in case.rows]
+    return entries
+
+
+def test_a_roofline_places_rates_under_what_the_machine_can_reach() -> None:
+    plot = plan(below_a_roof(), "roofline", "case", "rate")
+    assert plot.x == ["2", "8"]
+    assert plot.series[0].values == [2.0, 2.0]  # TFLOP/s
+    assert plot.roof == (4.0, 1.0)
+    svg = draw(plot)
+    ElementTree.fromstring(svg)
+    assert digest_of(svg) == plot.digest
+    assert plot.digest != plan(below_a_roof(peak_bytes=2e12), "roofline", "case", "rate").digest
+
+
+def test_a_roofline_without_peaks_is_an_error() -> None:
+    with pytest.raises(MarkerError, match="needs one peak_flops and one peak_bytes"):
+        plan(below_a_roof(peak_bytes=0.0), "roofline", "case", "rate")
+    with pytest.raises(MarkerError, match="needs one peak_flops and one peak_bytes"):
+        plan(below_a_roof() + below_a_roof(peak_flops=5e12), "roofline", "case", "rate")
+
+
+def test_shares_of_the_peak_are_percent() -> None:
+    plot = plan(below_a_roof(), "bars", "case", "share")
+    assert (plot.y_label, plot.series[0].values) == ("% of the peak", [50.0, 50.0])
+
+
 def test_nothing_measured_is_an_error() -> None:
     with pytest.raises(MarkerError, match="no row that was measured has a ratio"):
         plan([each for each in timed([64]) if each.row.status != "ok"], "bars", "case", "ratio")

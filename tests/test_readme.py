@@ -54,6 +54,26 @@ def test_written_figures_are_those_of_the_record(readme: Path) -> None:
     assert main(["readme", "--check", str(readme)]) == 0
 
 
+def test_a_column_compares_with_any_implementation(readme: Path) -> None:
+    columns = '"share,vs:fifo,vs:continuous"'
+    marker = f"<!-- bench:table {RECORD} cases=8* metrics=TTFT* columns={columns} -->"
+    readme.write_text(f"{marker}\n{END}\n")
+    assert main(["readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert "| implementation | of the peak | vs fifo | vs continuous |" in text
+    assert "| continuous | – | 10.0x | 1.00x |" in text
+    assert "| fifo | – | 1.00x | 0.10x |" in text
+
+
+def test_a_comparison_with_nobody_names_who_is_there(
+    readme: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = f"<!-- bench:table {RECORD} cases=8* metrics=TTFT* columns=vs:nobody -->"
+    readme.write_text(f"{marker}\n{END}\n")
+    assert main(["readme", str(readme)]) == 1
+    assert "has no 'nobody' to compare with: ['fifo', 'continuous']" in capsys.readouterr().err
+
+
 def test_writing_again_changes_nothing(readme: Path) -> None:
     main(["readme", str(readme)])
     before = readme.read_bytes(), (readme.parent / "results/p.svg").read_bytes()

@@ -81,6 +81,14 @@ def test_what_is_no_record_at_all(tmp_path: Path, content: bytes, message: str) 
         load(path)
 
 
+def test_a_record_from_before_there_were_peaks_is_read(served: Path) -> None:
+    data = json.loads(served.read_text())
+    for case in data["cases"]:
+        del case["peak_flops"], case["peak_bytes"]
+    served.write_text(json.dumps(data))
+    assert [case.peak for case in load(served).cases] == [0.0, 0.0]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"x\.json: no such file"):
         load(tmp_path / "x.json")
