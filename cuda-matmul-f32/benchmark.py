@@ -57,7 +57,7 @@ RAGGED = [
     (128, 128, 16384),
 ]
 FULL: dict[str, list[Size]] = {
-    "cpu": [*squares(256, 512, 1024, 2048), (1023, 1025, 511), (127, 129, 8191)],
+    "cpu": [*squares(256, 512, 1024, 2048), (1023, 1025, 511), (127, 129, 8191), (1, 4096, 4096)],
     "cuda": [*SMALL, *LARGE, *RAGGED],
 }
 QUICK: dict[str, list[Size]] = {
