@@ -179,7 +179,8 @@ def _roofline(axes: Axes, plot: Plot) -> None:
     peak, slope = plot.roof
     intensities = [float(place) for place in plot.x]
     ends = [min(*intensities, peak / slope) / 2, peak / slope, max(*intensities, peak / slope) * 2]
-    label = f"limit: {digits(peak)} {plot.y_label},\n{digits(slope)} times as many B/s"
+    traffic = plot.y_label.replace("FLOP/s", "B/s")
+    label = f"limits: {digits(peak)} {plot.y_label},\n{digits(slope)} {traffic}"
     axes.plot(ends, [min(peak, slope * x) for x in ends], color="#888888", label=label)
     for number, series in enumerate(plot.series):
         there = [i for i, value in enumerate(series.values) if value is not None]

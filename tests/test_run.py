@@ -34,6 +34,23 @@ def test_the_record_tells_the_run(served: Path, tmp_path: Path) -> None:
     assert (fifo.ratio, fifo.rate) == (1.0, None)
 
 
+def test_a_peak_gives_each_rate_its_share(
+    run: Run, product: MakeCase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = product(peak_flops=1e15, peak_bytes=1e12, bytes=1e4)
+    found = run.measure(case, [HONEST], device="cpu", budget_s=0.01)
+    assert found.peak == 1e15
+    assert load(run.finish()).cases[0].peak == 1e15
+    printed = capsys.readouterr().out
+    assert "of peak" in printed
+    assert re.search(r"\d\.\d%", printed)
+
+
+def test_eager_and_graph_are_one_or_the_other(run: Run, product: MakeCase) -> None:
+    with pytest.raises(ValueError, match="choose one"):
+        run.measure(product(), [HONEST], device="cpu", graph=True, eager=True)
+
+
 def test_lower_is_better_where_a_row_says_so(served: Path) -> None:
     assert load(served).cases[1].rows[3].ratio == pytest.approx(10.0)
 

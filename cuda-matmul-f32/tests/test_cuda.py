@@ -239,28 +239,27 @@ def test_the_ffma_ceiling_is_below_what_the_gpus_units_could_do():
     assert 0.1 * most < ffma_ceiling() < most
 
 
-# Small, and checked on the CPU: the sanitizer makes each kernel up to a thousand times slower.
-SANITIZED = [
-    ((1, 1, 1), ()),
-    ((31, 33, 35), ()),
-    ((130, 129, 67), ()),
-    ((5, 70, 3), ()),
-    ((7, 9, 0), ()),
-    ((1, 300, 130), ()),
-    ((300, 1, 130), ()),
-    ((4, 200, 260), ()),
-    ((40, 36, 3000), ()),
-    ((33, 20, 40), (3,)),
+# Few, small, and checked on the CPU: the sanitizer makes a kernel up to a thousand times slower.
+SANITIZED = [  # batch, M, N, K, transposed
+    (1, 31, 33, 35, False),
+    (1, 130, 129, 67, False),
+    (1, 130, 129, 67, True),
+    (1, 64, 128, 64, True),
+    (1, 7, 9, 0, False),
+    (1, 1, 300, 130, False),
+    (1, 300, 1, 130, True),
+    (1, 4, 200, 260, False),
+    (1, 40, 36, 3000, False),
+    (3, 33, 20, 40, True),
 ]
 
 
 @pytest.mark.gpu
 @each_kernel
-@pytest.mark.parametrize(("shape", "batch"), SANITIZED, ids=str)
-@pytest.mark.parametrize("transposed", [False, True])
-def test_sanitizer_small_and_ragged(kernel, shape, batch, transposed):
-    m, n, k = shape
-    a = integers(*batch, m, k, device="cpu")
-    b = integers(*batch, k, n, seed=1, device="cpu")
+@pytest.mark.parametrize("case", SANITIZED, ids=str)
+def test_sanitizer_small_and_ragged(kernel, case):
+    batch, m, n, k, transposed = case
+    a = integers(batch, m, k, device="cpu")
+    b = integers(batch, k, n, seed=1, device="cpu")
     on_gpu = [x.mT.contiguous().cuda().mT if transposed else x.cuda() for x in (a, b)]
     assert torch.equal(matmul(*on_gpu, kernel=kernel).cpu(), exact(a, b))

@@ -26,49 +26,49 @@ def test_gradients_equal_float64_autograd(rung):
         assert torch.equal(grad.double(), exact)  # integers: no rounding
 
 
-def test_second_derivatives_equal_float64_autograd(rung):
+def test_second_derivatives_equal_float64_autograd(auto):
     def second(a, b, product):
         (grad_a,) = torch.autograd.grad(product(a, b).pow(2).sum(), a, create_graph=True)
         return torch.autograd.grad(grad_a.pow(2).sum(), (a, b))
 
     # Small numbers: fourth-order terms of integers must stay exact in float32.
-    a = rung.integers(3, 4).sign().requires_grad_()
-    b = rung.integers(4, 2, seed=1).sign().requires_grad_()
+    a = auto.integers(3, 4).sign().requires_grad_()
+    b = auto.integers(4, 2, seed=1).sign().requires_grad_()
     expected = second(*(x.detach().double().requires_grad_() for x in (a, b)), torch.matmul)
-    for grad, exact in zip(second(a, b, rung), expected, strict=True):
+    for grad, exact in zip(second(a, b, auto), expected, strict=True):
         assert torch.equal(grad.double(), exact)
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_only_the_gradient_that_is_asked_for(rung, which):
-    inputs = [rung.integers(5, 6), rung.integers(6, 7, seed=1)]
+def test_only_the_gradient_that_is_asked_for(auto, which):
+    inputs = [auto.integers(5, 6), auto.integers(6, 7, seed=1)]
     inputs[which].requires_grad_()
-    rung(*inputs).sum().backward()
+    auto(*inputs).sum().backward()
     assert inputs[which].grad is not None
     assert inputs[1 - which].grad is None
 
 
-def test_gradients_through_views_and_an_expanded_gradient(rung):
-    base = rung.integers(12, 20).requires_grad_()
-    rung(base[::2, 1:9].t(), base[::2, 9:]).sum().backward()  # sum: dC is one value, expanded
+def test_gradients_through_views_and_an_expanded_gradient(auto):
+    base = auto.integers(12, 20).requires_grad_()
+    auto(base[::2, 1:9].t(), base[::2, 9:]).sum().backward()  # sum: dC is one value, expanded
     base64 = base.detach().double().requires_grad_()
     (base64[::2, 1:9].t() @ base64[::2, 9:]).sum().backward()
     assert torch.equal(base.grad.double(), base64.grad)
 
 
-def test_gradients_of_empty_products(rung):
-    a = rung.integers(4, 0).requires_grad_()
-    b = rung.integers(0, 3).requires_grad_()
-    rung(a, b).sum().backward()
+def test_gradients_of_empty_products(auto):
+    a = auto.integers(4, 0).requires_grad_()
+    b = auto.integers(0, 3).requires_grad_()
+    auto(a, b).sum().backward()
     assert a.grad.shape == (4, 0)
     assert b.grad.shape == (0, 3)
 
 
-def test_forward_mode_equals_float64(rung):
-    a, b = rung.integers(13, 21), rung.integers(21, 7, seed=1)
-    da, db = rung.integers(13, 21, seed=2), rung.integers(21, 7, seed=3)
+def test_forward_mode_equals_float64(auto):
+    a, b = auto.integers(13, 21), auto.integers(21, 7, seed=1)
+    da, db = auto.integers(13, 21, seed=2), auto.integers(21, 7, seed=3)
     for tangents in ((da, db), (da, torch.zeros_like(b)), (torch.zeros_like(a), db)):
-        c, tangent = torch.func.jvp(rung, (a, b), tangents)
+        c, tangent = torch.func.jvp(auto, (a, b), tangents)
         expected = torch.func.jvp(
             torch.matmul, (a.double(), b.double()), tuple(x.double() for x in tangents)
         )
@@ -105,14 +105,14 @@ def test_torch_funcs_transforms_give_torch_matmuls_results(auto, transform):
 
 @pytest.mark.parametrize("dims", [(0, 0), (0, None), (None, 0), (1, 2), (2, 1), (-1, 0)])
 @pytest.mark.parametrize("batch", [(), (4,)], ids=["matrices", "batches"])
-def test_vmap(rung, dims, batch):
+def test_vmap(auto, dims, batch):
     def draw(dim, *shape, seed):
-        x = rung.integers(*(() if dim is None else (6,)), *batch, *shape, seed=seed)
+        x = auto.integers(*(() if dim is None else (6,)), *batch, *shape, seed=seed)
         return x if dim is None else x.movedim(0, dim)
 
     a, b = draw(dims[0], 3, 5, seed=0), draw(dims[1], 5, 2, seed=1)
     expected = torch.func.vmap(torch.matmul, dims)(a.double(), b.double())
-    assert torch.equal(torch.func.vmap(rung, dims)(a, b).double(), expected)
+    assert torch.equal(torch.func.vmap(auto, dims)(a, b).double(), expected)
 
 
 def test_vmap_is_one_call_of_the_op(auto):
@@ -140,17 +140,17 @@ def test_what_no_gradient_needs_is_not_kept(auto):
 
 @pytest.mark.parametrize("grads", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("batch", [(), (3,)], ids=["matrix", "batch"])
-def test_opcheck(rung, grads, batch):
-    a = rung.normals(*batch, 9, 7).requires_grad_(grads[0])
-    b = rung.normals(*batch, 11, 7, seed=1).mT.detach().requires_grad_(grads[1])
-    torch.library.opcheck(torch.ops.cuda_matmul_f32.matmul.default, (a, b, rung.kernel))
+def test_opcheck(auto, grads, batch):
+    a = auto.normals(*batch, 9, 7).requires_grad_(grads[0])
+    b = auto.normals(*batch, 11, 7, seed=1).mT.detach().requires_grad_(grads[1])
+    torch.library.opcheck(torch.ops.cuda_matmul_f32.matmul.default, (a, b, auto.kernel))
 
 
 @pytest.mark.parametrize("batch", [(), (3,)], ids=["matrix", "batch"])
-def test_opcheck_out(rung, batch):
-    a, b = rung.normals(*batch, 9, 7), rung.normals(*batch, 7, 11, seed=1)
-    out = torch.empty(*batch, 9, 11, device=rung.device)
-    torch.library.opcheck(torch.ops.cuda_matmul_f32.matmul.out, (a, b, rung.kernel), {"out": out})
+def test_opcheck_out(auto, batch):
+    a, b = auto.normals(*batch, 9, 7), auto.normals(*batch, 7, 11, seed=1)
+    out = torch.empty(*batch, 9, 11, device=auto.device)
+    torch.library.opcheck(torch.ops.cuda_matmul_f32.matmul.out, (a, b, auto.kernel), {"out": out})
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
