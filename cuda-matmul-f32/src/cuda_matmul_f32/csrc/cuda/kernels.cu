@@ -1,7 +1,10 @@
 #include "cuda/01_naive.cuh"
 #include "cuda/02_coalesced.cuh"
 #include "cuda/03_shared_tile.cuh"
-#include "cuda/04_register_tile.cuh"
+#include "cuda/04_thread_column.cuh"
+#include "cuda/05_register_tile.cuh"
+#include "cuda/06_vectorised.cuh"
+#include "cuda/07_warp_tile.cuh"
 #include "cuda/kernels.h"
 
 const std::vector<CudaRung>& cuda_rungs() {
@@ -12,8 +15,17 @@ const std::vector<CudaRung>& cuda_rungs() {
        launch_coalesced},
       {3, "shared_tile", "a block loads each value once into shared memory", nullptr, nullptr,
        launch_shared_tile},
-      {4, "register_tile", "a thread computes 8 x 8 outputs from values in registers", nullptr,
+      {4, "thread_column", "a thread computes 8 outputs below each other", nullptr, nullptr,
+       launch_thread_column},
+      {5, "register_tile", "a thread computes 8 x 8 outputs from values in registers", nullptr,
        nullptr, launch_register_tile},
+      {6, "vectorised", "global loads of 16 bytes", nullptr, nullptr, launch_vectorised},
+      {7, "warp_tile", "a warp's threads share what they read", nullptr, nullptr,
+       launch_warp_tile},
+      async_pipeline_rung,
+      hopper_rung,
+      split_k_rung,
+      skinny_rung,
   };
   return rungs;
 }

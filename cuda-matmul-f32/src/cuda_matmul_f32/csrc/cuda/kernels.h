@@ -24,5 +24,11 @@ struct CudaRung {
 
 const std::vector<CudaRung>& cuda_rungs();
 
+// The rungs that have a source file of their own, so that they compile side by side.
+extern const CudaRung async_pipeline_rung;
+extern const CudaRung hopper_rung;
+extern const CudaRung split_k_rung;
+extern const CudaRung skinny_rung;
+
 // What GPU `device` lacks to run the rung, or nullptr.
 const char* missing_on(int device, const CudaRung& rung);

@@ -12,21 +12,28 @@ struct Tile {
   int threads;
 };
 
-using Kernel = void (*)(Problem);
+// The number of tiles that cover C, product after product; false if no grid is that large.
+// gridDim.x may be 2^31 - 1, while gridDim.y and z end at 65535, which is fewer than the tiles of a
+// tall matrix: all grids here are one-dimensional.
+inline bool block_count(const Problem& p, int rows, int cols, int64_t* blocks) {
+  const int64_t tiles_m = (p.M + rows - 1) / rows;
+  const int64_t tiles_n = (p.N + cols - 1) / cols;
+  if (tiles_m > INT32_MAX / tiles_n || p.batch > INT32_MAX / (tiles_m * tiles_n)) return false;
+  *blocks = p.batch * tiles_m * tiles_n;
+  return true;
+}
 
-// One block per tile of C, row of tiles after row of tiles and product after product, in a
-// one-dimensional grid: gridDim.x may be 2^31 - 1, while gridDim.y and z end at 65535, which is
-// fewer than the tiles of a tall matrix.
-inline cudaError_t launch_tiles(Kernel kernel, Tile tile, const Problem& p, cudaStream_t stream) {
-  const int64_t tiles_m = (p.M + tile.rows - 1) / tile.rows;
-  const int64_t tiles_n = (p.N + tile.cols - 1) / tile.cols;
-  if (tiles_m > INT32_MAX / tiles_n) return cudaErrorInvalidConfiguration;
-  if (p.batch > INT32_MAX / (tiles_m * tiles_n)) return cudaErrorInvalidConfiguration;
-  kernel<<<static_cast<unsigned>(p.batch * tiles_m * tiles_n), tile.threads, 0, stream>>>(p);
+// One block per tile of C, row of tiles after row of tiles and product after product.
+template <class... More>
+cudaError_t launch_tiles(void (*kernel)(Problem, More...), Tile tile, const Problem& p,
+                         cudaStream_t stream, More... more) {
+  int64_t blocks = 0;
+  if (!block_count(p, tile.rows, tile.cols, &blocks)) return cudaErrorInvalidConfiguration;
+  kernel<<<static_cast<unsigned>(blocks), tile.threads, 0, stream>>>(p, more...);
   return cudaGetLastError();
 }
 
-// This block's tile: which product of the batch, its first row and its first column.
+// A tile's place: which product of the batch, its first row and its first column.
 struct Origin {
   int64_t product;
   int64_t row;
@@ -34,9 +41,15 @@ struct Origin {
 };
 
 template <int kRows, int kCols>
-__device__ __forceinline__ Origin tile_origin(const Problem& p) {
+__device__ __forceinline__ Origin tile_origin(const Problem& p, int64_t index) {
   const int64_t tiles_m = (p.M + kRows - 1) / kRows;
   const int64_t tiles_n = (p.N + kCols - 1) / kCols;
-  const int64_t tile = blockIdx.x % (tiles_m * tiles_n);
-  return {blockIdx.x / (tiles_m * tiles_n), tile / tiles_n * kRows, tile % tiles_n * kCols};
+  const int64_t tile = index % (tiles_m * tiles_n);
+  return {index / (tiles_m * tiles_n), tile / tiles_n * kRows, tile % tiles_n * kCols};
+}
+
+// This block's tile.
+template <int kRows, int kCols>
+__device__ __forceinline__ Origin tile_origin(const Problem& p) {
+  return tile_origin<kRows, kCols>(p, blockIdx.x);
 }
