@@ -166,14 +166,22 @@ class Climb:
                 if row.implementation == AUTO and row.ratio
             ]
             if ratios:
+                speeds = {
+                    "geometric mean of speeds": statistics.geometric_mean(ratios),
+                    "least speed": min(ratios),
+                }
                 self.run.add(
-                    f"{group}: against {TORCH}",
+                    group,
                     [
-                        Row(AUTO, "geometric mean", "x", [statistics.geometric_mean(ratios)]),
-                        Row(AUTO, "least", "x", [min(ratios)]),
-                        Row(AUTO, "sizes", "", [len(ratios)]),
+                        row
+                        for metric, speed in speeds.items()
+                        for row in (
+                            Row(TORCH, metric, "", [1.0], ours=False),
+                            Row(AUTO, metric, "", [speed]),
+                        )
                     ],
-                    baseline=AUTO,
+                    baseline=TORCH,
+                    params={"sizes": len(ratios)},
                 )
 
     def print_ladder(self, path: Path) -> None:
