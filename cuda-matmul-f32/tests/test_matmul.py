@@ -129,6 +129,12 @@ def test_kernels_refuses_a_device_without_a_ladder():
         kernels("meta")
 
 
+@pytest.mark.gpu
+def test_kernels_refuses_a_gpu_that_is_not_there():
+    with pytest.raises(ValueError, match="there is no cuda:99: torch sees"):
+        kernels("cuda:99")
+
+
 def _check_ladder(device: str, ladder: list[tuple[int, str, str]]) -> None:
     folder = Path(cuda_matmul_f32.__file__).parent / "csrc" / device
     files = sorted(path.stem for path in folder.glob("[0-9]*"))

@@ -32,7 +32,7 @@ def kernels(device: torch.device | str | None = None) -> tuple[Kernel, ...]:
         where this build has none (``build_info.missing`` says why).
 
     Raises:
-        ValueError: there is no ladder for such a device.
+        ValueError: there is no ladder for such a device, or no such device.
     """
     gpu = torch.cuda.is_available()
     chosen = torch.device(device or ("cuda" if build_info.cuda and gpu else "cpu"))
@@ -44,8 +44,12 @@ def kernels(device: torch.device | str | None = None) -> tuple[Kernel, ...]:
         return ()
     if chosen.type == "cpu":
         return tuple(Kernel(*x) for x in build_info.module.cpu_kernels())
-    index = chosen.index if chosen.index is not None or not gpu else torch.cuda.current_device()
-    return tuple(Kernel(*x) for x in build_info.module.cuda_kernels(-1 if not gpu else index))
+    if not gpu:
+        return tuple(Kernel(*x) for x in build_info.module.cuda_kernels(-1))
+    index = torch.cuda.current_device() if chosen.index is None else chosen.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"there is no {chosen}: torch sees {torch.cuda.device_count()} CUDA GPUs")
+    return tuple(Kernel(*x) for x in build_info.module.cuda_kernels(index))
 
 
 def ffma_ceiling(device: torch.device | str = "cuda") -> float:
