@@ -57,7 +57,7 @@ RAGGED = [
     (128, 128, 16384),
 ]
 FULL: dict[str, list[Size]] = {
-    "cpu": [*squares(256, 512, 1024, 2048), (1023, 1025, 511), (127, 129, 8191)],
+    "cpu": [*squares(256, 512, 1024, 2048), (1023, 1025, 511), (127, 129, 8191), (1, 4096, 4096)],
     "cuda": [*SMALL, *LARGE, *RAGGED],
 }
 QUICK: dict[str, list[Size]] = {
@@ -166,14 +166,22 @@ class Climb:
                 if row.implementation == AUTO and row.ratio
             ]
             if ratios:
+                speeds = {
+                    "geometric mean of speeds": statistics.geometric_mean(ratios),
+                    "least speed": min(ratios),
+                }
                 self.run.add(
-                    f"{group}: against {TORCH}",
+                    group,
                     [
-                        Row(AUTO, "geometric mean", "x", [statistics.geometric_mean(ratios)]),
-                        Row(AUTO, "least", "x", [min(ratios)]),
-                        Row(AUTO, "sizes", "", [len(ratios)]),
+                        row
+                        for metric, speed in speeds.items()
+                        for row in (
+                            Row(TORCH, metric, "", [1.0], ours=False),
+                            Row(AUTO, metric, "", [speed]),
+                        )
                     ],
-                    baseline=AUTO,
+                    baseline=TORCH,
+                    params={"sizes": len(ratios)},
                 )
 
     def print_ladder(self, path: Path) -> None:

@@ -42,6 +42,8 @@ SHAPES = [
     (16, 688, 256),
     (64, 256, 256),
     (3, 3, 16384),
+    (4, 1031, 700),
+    (1031, 3, 700),
 ]
 EMPTY = [(0, 5, 7), (5, 0, 7), (0, 0, 3), (0, 0, 0), (5, 7, 0), (1, 1, 0), (33, 129, 0)]
 
@@ -202,8 +204,20 @@ def test_calls_from_several_python_threads_do_not_disturb_each_other(rung):
         list(pool.map(lambda pair: rung.check_exact(*pair), pairs * 4))
 
 
-def test_same_bits_for_any_number_of_threads():
-    a, b = torch.randn(500, 700), torch.randn(700, 600)
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ((500, 700), (700, 600)),
+        ((1, 2000), (2000, 3001)),
+        ((3, 2000), (3001, 2000)),
+        ((3001, 2000), (2000, 1)),
+        ((5, 2, 900), (5, 900, 1100)),
+    ],
+    ids=str,
+)
+def test_same_bits_for_any_number_of_threads(a, b):
+    a, b = torch.randn(a), torch.randn(b)
+    b = b.mT if b.shape[-2] != a.shape[-1] else b
     threads = torch.get_num_threads()
     try:
         results = []

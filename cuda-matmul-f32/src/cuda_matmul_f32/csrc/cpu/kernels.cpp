@@ -5,6 +5,7 @@
 #include "cpu/03_cache_tiled.h"
 #include "cpu/04_register_blocked.h"
 #include "cpu/05_threaded.h"
+#include "cpu/06_thin.h"
 
 namespace {
 
@@ -24,6 +25,7 @@ const std::vector<CpuRung>& cpu_rungs() {
       {4, "register_blocked", "packed panels, a tile of C stays in registers",
        each<register_blocked>},
       {5, "threaded", "the same on all cores", threaded},
+      {6, "thin", "few rows or columns: without packing, read once", thin},
   };
   return rungs;
 }

@@ -15,8 +15,8 @@ const CudaRung& rung_for(const Problem& problem, const std::string& kernel, int 
   const CudaRung& rung = find_rung(cuda_rungs(), kernel, "cuda");
   const char* missing = missing_on(device, rung);
   TORCH_CHECK_VALUE(missing == nullptr, "kernel '" + kernel + "' " + missing +
-                                            ", which cuda:" + std::to_string(device) +
-                                            " does not have: use 'auto' or one of kernels('cuda')");
+                                            ", and cuda:" + std::to_string(device) +
+                                            " is not one: use 'auto' or one of kernels('cuda')");
   return rung;
 }
 
