@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kWarpTile.threads, 2)
     load_a.load(a, depth);
     load_b.load(b, depth);
     __syncthreads();  // the panels are complete
-#pragma unroll 8
+#pragma unroll
     for (int k = 0; k < kPanelStep; ++k) {
       float a_column[8], b_row[8];
       Warp::load(&a[k][warp_row], &b[k][warp_col], lane, a_column, b_row);
