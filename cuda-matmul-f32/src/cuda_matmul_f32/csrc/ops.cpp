@@ -10,6 +10,7 @@
 #include "cpu/kernels.h"
 #ifdef WITH_CUDA
 #include "cuda/ceiling.h"
+#include "cuda/choose.h"
 #include "cuda/kernels.h"
 #endif
 
@@ -52,6 +53,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("cpu_kernels", cpu_kernels);
   module.def("cuda_kernels", cuda_kernels);
 #ifdef WITH_CUDA
+  module.def("estimated_cycles", [](int64_t M, int64_t N, int64_t K, int device) {
+    return estimated_cycles({1, M, N, K, {nullptr, K, 1, 0}, {nullptr, N, 1, 0}, nullptr, N, 0},
+                            device);
+  });
   module.def("ffma_ceiling", ffma_ceiling, pybind11::call_guard<pybind11::gil_scoped_release>());
 #endif
 }

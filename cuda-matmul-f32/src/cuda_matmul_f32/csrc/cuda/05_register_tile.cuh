@@ -22,8 +22,8 @@ __device__ __forceinline__ int line_of(int thread, int i) {
   return thread * 4 + i / 4 * (kLines / 2) + i % 4;
 }
 
-// Rungs 5 and 6 differ in their loader only.
-template <class Loader>
+// Rungs 5 and 6 differ in their loaders only.
+template <class LoaderA, class LoaderB>
 __device__ __forceinline__ void register_tile(const Problem& problem) {
   __shared__ __align__(16) Panel a;
   __shared__ __align__(16) Panel b;
@@ -33,8 +33,8 @@ __device__ __forceinline__ void register_tile(const Problem& problem) {
   const int thread_col = threadIdx.x % 16;
 
   float sum[kOutputs][kOutputs] = {};
-  Loader load_a(&p.a(tile.row, 0), p.a.row_stride, p.a.col_stride, p.M - tile.row, p.K);
-  Loader load_b(&p.b(0, tile.col), p.b.col_stride, p.b.row_stride, p.N - tile.col, p.K);
+  LoaderA load_a(&p.a(tile.row, 0), p.a.row_stride, p.a.col_stride, p.M - tile.row);
+  LoaderB load_b(&p.b(0, tile.col), p.b.col_stride, p.b.row_stride, p.N - tile.col);
   for (int64_t k0 = 0; k0 < p.K; k0 += kPanelStep) {
     const int depth = static_cast<int>(p.K - k0 < kPanelStep ? p.K - k0 : kPanelStep);
     load_a.load(a, depth);
@@ -69,7 +69,7 @@ __device__ __forceinline__ void register_tile(const Problem& problem) {
 }
 
 __global__ void __launch_bounds__(kRegisterTile.threads, 2) register_tile_kernel(const Problem p) {
-  register_tile<PanelLoader>(p);
+  register_tile<PanelLoader, PanelLoader>(p);
 }
 
 inline cudaError_t launch_register_tile(const Problem& p, void*, cudaStream_t stream) {

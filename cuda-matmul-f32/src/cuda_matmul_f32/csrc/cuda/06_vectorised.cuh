@@ -7,12 +7,19 @@
 //   shared memory a step where four would do; and everybody waits while a panel is loaded.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/05_register_tile.cuh"
 
+template <class LoaderA, class LoaderB>
 __global__ void __launch_bounds__(kRegisterTile.threads, 2) vectorised_kernel(const Problem p) {
-  register_tile<PanelVectorLoader>(p);
+  register_tile<LoaderA, LoaderB>(p);
 }
 
 inline cudaError_t launch_vectorised(const Problem& p, void*, cudaStream_t stream) {
-  return launch_tiles(vectorised_kernel, kRegisterTile, p, stream);
+  return with_loaders(p, [&](auto* a, auto* b) {
+    const auto kernel =
+        vectorised_kernel<std::remove_pointer_t<decltype(a)>, std::remove_pointer_t<decltype(b)>>;
+    return launch_tiles(kernel, kRegisterTile, p, stream);
+  });
 }

@@ -9,11 +9,14 @@
 // Leaves: everybody waits while a panel is loaded, and then nobody loads.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/outer_product.cuh"
 #include "cuda/panel_load.cuh"
 
 constexpr Tile kWarpTile{kLines, kLines, kPanelThreads};  // 4 x 2 warps of 32 x 64 outputs
 
+template <class LoaderA, class LoaderB>
 __global__ void __launch_bounds__(kWarpTile.threads, 2)
     warp_tile_kernel(const Problem problem, float alpha) {
   using Warp = WarpTile<8, 8>;
@@ -25,14 +28,14 @@ __global__ void __launch_bounds__(kWarpTile.threads, 2)
   const int warp_row = warp / 2 * Warp::kHeight, warp_col = warp % 2 * Warp::kWidth;
 
   float sum[8][8] = {};
-  PanelVectorLoader load_a(&p.a(tile.row, 0), p.a.row_stride, p.a.col_stride, p.M - tile.row, p.K);
-  PanelVectorLoader load_b(&p.b(0, tile.col), p.b.col_stride, p.b.row_stride, p.N - tile.col, p.K);
+  LoaderA load_a(&p.a(tile.row, 0), p.a.row_stride, p.a.col_stride, p.M - tile.row);
+  LoaderB load_b(&p.b(0, tile.col), p.b.col_stride, p.b.row_stride, p.N - tile.col);
   for (int64_t k0 = 0; k0 < p.K; k0 += kPanelStep) {
     const int depth = static_cast<int>(p.K - k0 < kPanelStep ? p.K - k0 : kPanelStep);
     load_a.load(a, depth);
     load_b.load(b, depth);
     __syncthreads();  // the panels are complete
-#pragma unroll 8
+#pragma unroll
     for (int k = 0; k < kPanelStep; ++k) {
       float a_column[8], b_row[8];
       Warp::load(&a[k][warp_row], &b[k][warp_col], lane, a_column, b_row);
@@ -45,5 +48,9 @@ __global__ void __launch_bounds__(kWarpTile.threads, 2)
 }
 
 inline cudaError_t launch_warp_tile(const Problem& p, void*, cudaStream_t stream) {
-  return launch_tiles(warp_tile_kernel, kWarpTile, p, stream, 1.0f);
+  return with_loaders(p, [&](auto* a, auto* b) {
+    const auto kernel =
+        warp_tile_kernel<std::remove_pointer_t<decltype(a)>, std::remove_pointer_t<decltype(b)>>;
+    return launch_tiles(kernel, kWarpTile, p, stream, 1.0f);
+  });
 }

@@ -18,7 +18,9 @@
 #include <cudaTypedefs.h>
 
 #include <algorithm>
+#include <cmath>
 
+#include "cuda/cycles.h"
 #include "cuda/hopper.cuh"
 #include "cuda/kernels.h"
 #include "cuda/outer_product.cuh"
@@ -57,6 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint64_t* full = reinterpret_cast<uint64_t*>(stages + kStages * kFloats);
   uint64_t* empty = full + kStages;
 
+  let_next_kernel_launch();
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       // A panel is complete when TMA's bytes are there, announced by one arrival, and when each
@@ -89,9 +92,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       const Problem one = p.at(tile.product);
       const int64_t k0 = static_cast<int64_t>(work.first) * kDepth;
       PanelCopy<kCopyA, kRows, kDepth, kProducerThreads, kStrideA> copy_a(lines_of_a(one), tile.row,
-                                                                        p.M, k0, thread);
+                                                                          p.M, k0, thread);
       PanelCopy<kCopyB, kCols, kDepth, kProducerThreads, kStrideB> copy_b(lines_of_b(one), tile.col,
-                                                                        p.N, k0, thread);
+                                                                          p.N, k0, thread);
       for (int step = work.first; step < work.last; ++step, advance()) {
         hopper::barrier_wait(empty + stage, parity ^ 1);
         float* a = stages + stage * kFloats;
@@ -185,25 +188,23 @@ cudaError_t describe(CUtensorMap* map, const Lines& m, int64_t lines, int64_t K,
 
 bool fits(const Problem& p) {
   constexpr int64_t kMost = INT32_MAX - kRows * kCols;  // coordinates are 32-bit
-  int64_t tiles_m = (p.M + kRows - 1) / kRows, tiles_n = (p.N + kCols - 1) / kCols;
+  const int64_t tiles_m = ceil_div(p.M, kRows), tiles_n = ceil_div(p.N, kCols);
   return p.M < kMost && p.N < kMost && p.K < kMost && tiles_m <= kMost / tiles_n &&
          p.batch <= kMost / (tiles_m * tiles_n);
 }
 
-Schedule schedule_for(const Problem& p) {
-  int device = 0, processors = 1;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+// Sharing out the last round saves the part of it in which processors would be idle, and costs
+// writing and reading the partial sums: about as long as 5 steps of K of a tile (20 us, and 4.4 us
+// a step, on an H100).
+constexpr int kPartialsCost = 5;
+
+Schedule schedule_for(const Problem& p, int processors) {
   Schedule s{};
-  s.tiles_m = static_cast<int>((p.M + kRows - 1) / kRows);
-  s.tiles_n = static_cast<int>((p.N + kCols - 1) / kCols);
+  s.tiles_m = static_cast<int>(ceil_div(p.M, kRows));
+  s.tiles_n = static_cast<int>(ceil_div(p.N, kCols));
   s.tiles = static_cast<int>(p.batch * s.tiles_m * s.tiles_n);
-  s.steps = static_cast<int>((p.K + kDepth - 1) / kDepth);
+  s.steps = static_cast<int>(ceil_div(p.K, kDepth));
   const int rounds = s.tiles / processors, left = s.tiles % processors;
-  // Sharing out the last round saves the part of it in which processors would be idle, and costs
-  // writing and reading the partial sums: about as long as 45 steps of K of one tile (20 us of 0.45
-  // us each on an H100).
-  constexpr int kPartialsCost = 45;
   const bool share = left > 0 && s.steps > 0 &&
                      static_cast<int64_t>(s.steps) * (processors - left) >
                          static_cast<int64_t>(kPartialsCost) * processors;
@@ -214,9 +215,18 @@ Schedule schedule_for(const Problem& p) {
   return s;
 }
 
+double hopper_cycles(const Problem& p, int processors) {
+  if (!fits(p)) return HUGE_VAL;
+  const Schedule s = schedule_for(p, processors);
+  double steps = 1.0 * ceil_div(s.whole, processors) * s.steps;
+  if (s.whole < s.tiles)
+    steps += std::ceil(1.0 * (s.tiles - s.whole) * s.steps / s.blocks) + kPartialsCost;
+  return std::max(steps * kDepth * kRows * kCols / kFmasPerCycle, memory_cycles(p, processors));
+}
+
 size_t hopper_workspace(const Problem& p) {
   if (!fits(p)) return 0;
-  const Schedule s = schedule_for(p);
+  const Schedule s = schedule_for(p, processor_count());
   return s.whole == s.tiles ? 0 : size_t{2} * s.blocks * kRows * kCols * sizeof(float);
 }
 
@@ -235,27 +245,19 @@ cudaError_t launch(const Problem& p, void* workspace, cudaStream_t stream) {
   constexpr int kBytes = kSharedBytes<kCopyA, kCopyB>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  const Schedule s = schedule_for(p);
+  const Schedule s = schedule_for(p, processor_count());
   float* partials = static_cast<float*>(workspace);
   kernel<<<s.blocks, kThreads, kBytes, stream>>>(map_a, map_b, p, s, partials, 1.0f);
   error = cudaGetLastError();
   if (error != cudaSuccess || s.whole == s.tiles) return error;
   const int parts = (s.tiles - s.whole) * (kRows * kCols / 1024);
-  add_partials_kernel<kRows, kCols><<<parts, 256, 0, stream>>>(p, s, partials);
-  return cudaGetLastError();
+  return launch_behind(add_partials_kernel<kRows, kCols>, parts, 256, stream, p, s,
+                       static_cast<const float*>(partials));
 }
 
 cudaError_t launch_hopper(const Problem& p, void* workspace, cudaStream_t stream) {
   if (!fits(p)) return cudaErrorInvalidConfiguration;
-  const Copy a = copy_for(lines_of_a(p)), b = copy_for(lines_of_b(p));
-  constexpr Copy kVectors = Copy::kVectors, kAlongK = Copy::kAlongK, kAny = Copy::kAlongLines;
-  if (a == kAlongK && b == kVectors) return launch<kAlongK, kVectors>(p, workspace, stream);
-  if (a == kAlongK && b == kAlongK) return launch<kAlongK, kAlongK>(p, workspace, stream);
-  if (a == kAlongK) return launch<kAlongK, kAny>(p, workspace, stream);
-  if (a == kVectors && b == kVectors) return launch<kVectors, kVectors>(p, workspace, stream);
-  if (a == kVectors && b == kAlongK) return launch<kVectors, kAlongK>(p, workspace, stream);
-  if (b == kAlongK) return launch<kAny, kAlongK>(p, workspace, stream);
-  return launch<kAny, kAny>(p, workspace, stream);
+  return with_copies(p, [&](auto a, auto b) { return launch<a(), b()>(p, workspace, stream); });
 }
 
 }  // namespace
@@ -266,4 +268,5 @@ const CudaRung hopper_rung = {
     "the copy engine and producer warps fill panels, consumers only multiply",
     hopper_missing,
     hopper_workspace,
+    hopper_cycles,
     launch_hopper};

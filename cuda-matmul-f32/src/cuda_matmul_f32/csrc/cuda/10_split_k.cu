@@ -1,82 +1,204 @@
-// CUDA 10: a small C is cut finer, and along K as well, until every multiprocessor has work.
+// CUDA 10: a small C is cut finer, and its warps share out K instead of the tile: each of a block's
+// 8 warps computes the whole tile for an eighth of K, at its own pace, and at the end the warps'
+// sums are added.
 //
-// Removes: the idle multiprocessors. A C of 512 x 512 is 16 tiles of 128 x 128 for 132
-//   multiprocessors; as 64 tiles of 64 x 64 with K in 8 slices it is 512 blocks, four for each. A C
-//   of 128 x 128 with a K of 16384 becomes hundreds of blocks where it was one.
-// Leaves: the partial sums, written once and read once (slices.cuh), and a second launch, about 2 us
-//   in all; panels of 64 lines are used half as often as those of 128, so more of the time goes to
-//   copies. That pays for small C only.
+// Removes: the idle multiprocessors, and the waiting. A C of 512 x 512 is 16 tiles of 128 x 128 for
+//   132 multiprocessors, but 256 of 32 x 32, and 8 warps on each still do 4 x 8 outputs a thread. A
+//   warp copies its own panels, so it waits for nobody's copies but its own, and the block meets
+//   once. Where even that leaves multiprocessors idle, as for a C of 128 x 128 with a K of 16384,
+//   blocks take slices of K as well, and a second kernel adds these up (slices.cuh). Both additions
+//   have a fixed order: the same bits on each run.
+// Leaves: a value of a panel of 32 or 64 lines is used a quarter or half as often as in rung 8, so
+//   panels come from L2 two to four times as fast; that and the additions pay for small C only.
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/async_tile.cuh"
+#include "cuda/cycles.h"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+#include "cuda/outer_product.cuh"
+#include "cuda/panel_copy.cuh"
+#include "cuda/shape_cache.h"
 #include "cuda/slices.cuh"
 
 namespace {
 
-using Large = AsyncTile<4, 2>;  // 128 x 128
-using Small = AsyncTile<2, 1>;  // 64 x 64
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * 32;
+constexpr int kDepth = 8;  // steps of K in a warp's stage
+constexpr int kStages = 4;
+
+// A block's tile, which each of its warps computes: kOutRows x kOutCols outputs a thread.
+template <int kOutRows, int kOutCols, int kBlocks_>
+struct SharedTile {
+  using Warp = WarpTile<kOutRows, kOutCols>;
+  static constexpr int kThreadRows = kOutRows, kThreadCols = kOutCols;
+  static constexpr int kRows = Warp::kHeight, kCols = Warp::kWidth;
+  static constexpr int kBlocks = kBlocks_;  // on a multiprocessor at a time
+  static constexpr int kStrideA = kRows + 4, kStrideB = kCols + 4;
+  static constexpr int kStageFloats = kDepth * (kStrideA + kStrideB);
+  static constexpr int kWarpFloats = std::max(kStages * kStageFloats, kRows* kCols);
+  static constexpr int kSharedBytes = kWarps * kWarpFloats * 4;
+};
+
+using Large = SharedTile<16, 8, 1>;  // 64 x 64
+using Small = SharedTile<8, 4, 2>;   // 32 x 32
+
+template <class T, Copy kCopyA, Copy kCopyB>
+__global__ void __launch_bounds__(kThreads, T::kBlocks)
+    split_k_kernel(const Problem problem, int64_t slices, float* partials, float alpha) {
+  extern __shared__ __align__(16) float shared[];
+  let_next_kernel_launch();
+  const int64_t tiles = gridDim.x / slices, slice = blockIdx.x / tiles;
+  const Origin tile = tile_origin<T::kRows, T::kCols>(problem, blockIdx.x % tiles);
+  const Problem p = with_slice_for_c(problem, partials, slices, slice).at(tile.product);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+
+  // This warp's part of K, in whole stages: only the very last one has a ragged end.
+  const int64_t all = (p.K + kDepth - 1) / kDepth, parts = slices * kWarps;
+  const int64_t part = slice * kWarps + warp;
+  const int64_t k_first = all * part / parts * kDepth;
+  const int64_t k_last = min(p.K, all * (part + 1) / parts * kDepth);
+
+  float* stages = shared + warp * T::kWarpFloats;
+  PanelCopy<kCopyA, T::kRows, kDepth, 32, T::kStrideA> copy_a(lines_of_a(p), tile.row, p.M, k_first,
+                                                              lane);
+  PanelCopy<kCopyB, T::kCols, kDepth, 32, T::kStrideB> copy_b(lines_of_b(p), tile.col, p.N, k_first,
+                                                              lane);
+  const auto start_copies = [&](int64_t k, int stage) {
+    float* a = stages + stage * T::kStageFloats;
+    if (k < k_last) {
+      copy_a.start(a, k_last - k);
+      copy_b.start(a + kDepth * T::kStrideA, k_last - k);
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");  // also an empty one: wait_group counts
+  };
+
+  for (int i = 0; i < kStages - 1; ++i) start_copies(k_first + i * kDepth, i);
+  float sum[T::kThreadRows][T::kThreadCols] = {};
+  int stage = 0;
+  for (int64_t k0 = k_first; k0 < k_last; k0 += kDepth) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
+    __syncwarp();  // this stage's copies by all lanes, and all have read the stage filled next
+    start_copies(k0 + (kStages - 1) * kDepth, (stage + kStages - 1) % kStages);
+    const float* a_panel = stages + stage * T::kStageFloats;
+    const float* b_panel = a_panel + kDepth * T::kStrideA;
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k) {
+      float a[T::kThreadRows], b[T::kThreadCols];
+      T::Warp::load(a_panel + k * T::kStrideA, b_panel + k * T::kStrideB, lane, a, b);
+      outer_product(sum, a, b);
+    }
+    stage = (stage + 1) % kStages;
+  }
+
+  // The warps' sums, where their panels were, and then their total, which is C or a slice of it.
+  __syncwarp();
+  T::Warp::store(sum, alpha, stages, T::kCols, T::kRows, T::kCols, lane);
+  __syncthreads();
+  const bool vectors = p.c_stride % 4 == 0 && reinterpret_cast<uintptr_t>(p.c) % 16 == 0;
+#pragma unroll
+  for (int at = threadIdx.x * 4; at < T::kRows * T::kCols; at += kThreads * 4) {
+    float4 total = *reinterpret_cast<const float4*>(shared + at);
+#pragma unroll
+    for (int other = 1; other < kWarps; ++other) {
+      const float4 more = *reinterpret_cast<const float4*>(shared + other * T::kWarpFloats + at);
+      total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
+    }
+    const int64_t row = tile.row + at / T::kCols, col = tile.col + at % T::kCols;
+    if (row >= p.M) continue;
+    float* c = p.c + row * p.c_stride + col;
+    if (vectors && col + 4 <= p.N) {
+      *reinterpret_cast<float4*>(c) = total;
+    } else {
+      const float out[4] = {total.x, total.y, total.z, total.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (col + j < p.N) c[j] = out[j];
+      }
+    }
+  }
+}
 
 struct Plan {
   bool small;
   int64_t slices;
+  double cycles;
 };
 
-// Estimated cycles, of which only the order between plans matters. A multiprocessor does 128 FMAs a
-// cycle at best, and needs 8 warps for that.
-constexpr double kShare = 0.8;  // of the peak, as measured for rung 8
-
 template <class T>
-double cycles(const Problem& p, int64_t slices, int processors) {
-  const double tiles = 1.0 * p.batch * ((p.M + T::kRows - 1) / T::kRows) *
-                       ((p.N + T::kCols - 1) / T::kCols);
-  const double per_processor = std::ceil(tiles * slices / processors);
-  const double steps = std::ceil(std::ceil(1.0 * p.K / T::kDepth) / slices) * T::kDepth;
-  const double busy = std::min(1.0, per_processor * T::kThreads / 256.0);
-  const double arithmetic = per_processor * T::kRows * T::kCols * steps / (128 * busy * kShare);
-  const double partials = slices == 1 ? 0.0 : 3000.0 + slices * p.batch * p.M * p.N * 8.0 / 2000;
-  return arithmetic + partials;
+double tile_cycles(const Problem& p, int64_t slices, int processors) {
+  const double blocks = 1.0 * slices * p.batch * ceil_div(p.M, T::kRows) * ceil_div(p.N, T::kCols);
+  const double rounds = std::ceil(blocks / processors);  // of the busiest multiprocessor
+  const double steps = 1.0 * ceil_div(ceil_div(p.K, kDepth), slices * kWarps) * kDepth * kWarps;
+  const double outputs = T::kRows * T::kCols;
+  // Small tiles are held up by loads from shared memory and L2: two thirds of the speed.
+  const double arithmetic = rounds * outputs * steps / kFmasPerCycle * (outputs < 4096 ? 1.5 : 1.0);
+  const double ends = rounds * 2000.0;  // the first copies, and adding the warps' sums
+  // A second launch, and partial sums written and read once, in L2.
+  const double partials = slices == 1 ? 0.0 : 4000.0 + slices * p.batch * p.M * p.N * 8.0 / 2000;
+  return std::max(arithmetic, memory_cycles(p, processors)) + ends + partials;
 }
 
-Plan plan_for(const Problem& p) {
-  int device = 0, processors = 1;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  Plan best{false, 1};
-  double least = cycles<Large>(p, 1, processors);
-  const int64_t most = std::clamp<int64_t>(p.K / 64, 1, 256);  // a slice of 4 stages at least
+Plan find_plan(const Problem& p, int processors) {
+  Plan best{false, 1, HUGE_VAL};
+  // A warp's part is four stages at least.
+  const int64_t most = std::clamp<int64_t>(p.K / (kWarps * kDepth * 4), 1, 256);
   for (int64_t slices = 1; slices <= most; ++slices) {
     for (const bool small : {false, true}) {
-      const double cost =
-          small ? cycles<Small>(p, slices, processors) : cycles<Large>(p, slices, processors);
-      if (cost < least) {
-        least = cost;
-        best = {small, slices};
-      }
+      const double cycles = small ? tile_cycles<Small>(p, slices, processors)
+                                  : tile_cycles<Large>(p, slices, processors);
+      if (cycles < best.cycles) best = {small, slices, cycles};
     }
   }
   return best;
 }
 
+const Plan& plan_for(const Problem& p, int processors) {
+  static thread_local ShapeCache<Plan> cache;
+  return cache.get(p, processors, [&] { return find_plan(p, processors); });
+}
+
 size_t split_k_workspace(const Problem& p) {
-  return slices_bytes(p, plan_for(p).slices);
+  return slices_bytes(p, plan_for(p, processor_count()).slices);
+}
+
+template <class T, Copy kCopyA, Copy kCopyB>
+cudaError_t launch(const Problem& p, int64_t slices, float* partials, cudaStream_t stream) {
+  const auto kernel = split_k_kernel<T, kCopyA, kCopyB>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+  if (error != cudaSuccess) return error;
+  int64_t blocks = 0;
+  if (!block_count(p, T::kRows, T::kCols, &blocks) || blocks > INT32_MAX / slices) {
+    return cudaErrorInvalidConfiguration;
+  }
+  kernel<<<static_cast<unsigned>(blocks * slices), kThreads, T::kSharedBytes, stream>>>(
+      p, slices, partials, 1.0f);
+  return cudaGetLastError();
 }
 
 cudaError_t launch_split_k(const Problem& p, void* workspace, cudaStream_t stream) {
-  const Plan plan = plan_for(p);
+  const Plan plan = plan_for(p, processor_count());
   float* partials = static_cast<float*>(workspace);
-  const cudaError_t error = plan.small ? launch_async_tile<Small>(p, plan.slices, partials, stream)
-                                       : launch_async_tile<Large>(p, plan.slices, partials, stream);
+  const cudaError_t error = with_copies(p, [&](auto a, auto b) {
+    return plan.small ? launch<Small, a(), b()>(p, plan.slices, partials, stream)
+                      : launch<Large, a(), b()>(p, plan.slices, partials, stream);
+  });
   if (error != cudaSuccess || plan.slices == 1) return error;
   return add_slices(p, partials, plan.slices, stream);
+}
+
+double split_k_cycles(const Problem& p, int processors) {
+  return plan_for(p, processors).cycles;
 }
 
 }  // namespace
 
 const CudaRung split_k_rung = {10,
                                "split_k",
-                               "small tiles and slices of K keep every multiprocessor busy",
+                               "small tiles, and warps and blocks that share out K",
                                nullptr,
                                split_k_workspace,
+                               split_k_cycles,
                                launch_split_k};

@@ -1,23 +1,27 @@
 // CUDA 11: a few rows (or columns) times a large matrix. The large one is read once, straight into
 // registers, at the speed of memory.
 //
-// Removes: the work on rows that are not there: a tile of 64 rows for M = 1 does 64 times the
+// Removes: the work on rows that are not there: a tile of 32 rows for M = 1 does 32 times the
 //   arithmetic. With M rows there are 2 M operations for each 4 bytes of B; an H100 has time for
 //   about 70, so up to some 16 rows memory is the limit, and nothing but the large matrix's bytes
-//   matters. Its values are used by one thread only, so they do not pass through shared memory;
-//   those of the thin matrix do, since all threads need them.
-// Leaves: from about 16 rows on, arithmetic: each value of the large matrix is used once per row,
-//   but each of the thin one only four times per load.
+//   matters. Each of its values is used by one thread only, so it does not pass through shared
+//   memory; the thin matrix is small enough to stay in L1.
+// Leaves: from about 8 rows on, arithmetic, and loads of the thin matrix, which each thread
+// repeats.
 #include <algorithm>
 
+#include "cuda/cycles.h"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/panel_copy.cuh"
 #include "cuda/slices.cuh"
 
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kChunk = 256;  // steps of K of the thin matrix that are in shared memory at a time
+constexpr int kWarps = 16;       // of a block that goes along lines, sharing out K
+constexpr int kWarpsAlongK = 8;  // of one that goes along K, with lines of its own for each
+constexpr int kLinesOfWarp = 4;
+constexpr int kLeast = 8;  // steps of K that a part of them has at least
 
 // The problem seen from the larger side. C's element (thin line t, long line l) is at
 // t * c_thin_stride + l * c_long_stride.
@@ -41,8 +45,14 @@ struct Part {
   Problem p;
   Skinny s;
   int64_t thin, line;  // the block's first
-  int64_t k_first, k_last;
+  int64_t slice;
 };
+
+// Part `index` of `parts` of K begins here; the one behind the last begins at K's end.
+__device__ __forceinline__ int64_t part_of_k(int64_t K, int64_t index, int64_t parts) {
+  const int64_t units = (K + kLeast - 1) / kLeast;
+  return min(K, units * index / parts * kLeast);
+}
 
 __device__ __forceinline__ Part part_of(const Problem& problem, const Grid& grid, float* partials,
                                         int thin_per_block, int lines_per_block) {
@@ -57,25 +67,8 @@ __device__ __forceinline__ Part part_of(const Problem& problem, const Grid& grid
   part.s = skinny_of(part.p);
   part.thin = thin_group * thin_per_block;
   part.line = long_group * lines_per_block;
-  const int64_t chunks = (part.p.K + kChunk - 1) / kChunk;
-  part.k_first = chunks * slice / grid.slices * kChunk;
-  part.k_last = min(part.p.K, chunks * (slice + 1) / grid.slices * kChunk);
+  part.slice = slice;
   return part;
-}
-
-// Puts steps [k, k + kChunk) of kThin lines into shared memory, zero past the edges. Neighbouring
-// threads read along whichever direction is adjacent.
-template <int kThin>
-__device__ __forceinline__ void load_thin(float (&to)[kThin][kChunk], const Part& part, int64_t k) {
-  const Lines& m = part.s.thin;
-  const bool along_k = m.k_stride <= m.line_stride;
-  for (int i = threadIdx.x; i < kThin * kChunk; i += kWarps * 32) {
-    const int t = along_k ? i / kChunk : i % kThin;
-    const int step = along_k ? i % kChunk : i / kThin;
-    const bool valid = part.thin + t < part.s.thin_lines && k + step < part.k_last;
-    to[t][step] =
-        valid ? m.first[(part.thin + t) * m.line_stride + (k + step) * m.k_stride] : 0.0f;
-  }
 }
 
 template <int kFloats>
@@ -88,49 +81,55 @@ __device__ __forceinline__ void load_floats(const float* from, float (&to)[kFloa
   }
 }
 
+// The first of the block's thin lines and the distance to the next. Past the last line the last is
+// read again: its sums are not stored.
+__device__ __forceinline__ const float* thin_line(const Part& part, int t) {
+  const int64_t line = min(part.thin + t, part.s.thin_lines - 1);
+  return part.s.thin.first + line * part.s.thin.line_stride;
+}
+
 // The large matrix's lines are adjacent (a row-major B): a thread owns kFloats of them and goes
-// along K, each warp through its own eighth of a chunk. At the end the warps' sums are added.
+// along K, each warp through a part of its own. At the end the warps' sums are added.
 template <int kThin, int kFloats>
 __global__ void __launch_bounds__(kWarps * 32)
     along_lines_kernel(const Problem problem, const Grid grid, float* partials) {
-  __shared__ __align__(16) float thin[kThin][kChunk];
   __shared__ float sums[kWarps][32 * kFloats];
+  let_next_kernel_launch();
   const Part part = part_of(problem, grid, partials, kThin, 32 * kFloats);
-  const Lines& m = part.s.large;
+  const Lines &m = part.s.large, &thin = part.s.thin;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t line = part.line + lane * kFloats;
-  const bool inside = line < part.s.large_lines;
+  const int64_t index = part.slice * kWarps + warp, parts = grid.slices * kWarps;
+  const int64_t k_first = part_of_k(part.p.K, index, parts);
+  // A thread past the last line has no steps of K.
+  const int64_t k_last =
+      line < part.s.large_lines ? part_of_k(part.p.K, index + 1, parts) : k_first;
 
   float sum[kThin][kFloats] = {};
-  for (int64_t k0 = part.k_first; k0 < part.k_last; k0 += kChunk) {
-    __syncthreads();  // all have used the chunk before
-    load_thin(thin, part, k0);
-    __syncthreads();
-    constexpr int kShare = kChunk / kWarps;
-    const int64_t k = k0 + warp * kShare;
-    const float* from = m.first + line * m.line_stride + k * m.k_stride;
-    if (!inside) continue;
-#pragma unroll 2
-    for (int step = 0; step < kShare; step += 4) {
-      float values[4][kFloats] = {};
+  const auto step = [&](int64_t k, const float (&values)[kFloats]) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        // Not past the end of K: what lies there may be NaN, and the thin matrix's zero times that.
-        if (k + step + i < part.k_last) load_floats(from + (step + i) * m.k_stride, values[i]);
-      }
+    for (int t = 0; t < kThin; ++t) {
+      const float a = __ldg(thin_line(part, t) + k * thin.k_stride);  // the same for the whole warp
 #pragma unroll
-      for (int t = 0; t < kThin; ++t) {
-        const float4 a = *reinterpret_cast<const float4*>(&thin[t][warp * kShare + step]);
-#pragma unroll
-        for (int j = 0; j < kFloats; ++j) {
-          sum[t][j] = fmaf(a.x, values[0][j], sum[t][j]);
-          sum[t][j] = fmaf(a.y, values[1][j], sum[t][j]);
-          sum[t][j] = fmaf(a.z, values[2][j], sum[t][j]);
-          sum[t][j] = fmaf(a.w, values[3][j], sum[t][j]);
-        }
-      }
+      for (int j = 0; j < kFloats; ++j) sum[t][j] = fmaf(a, values[j], sum[t][j]);
     }
+  };
+  constexpr int kAhead = kThin == 8 ? 4 : 8;  // loads of the large matrix under way at a time
+  const float* from = m.first + line * m.line_stride + k_first * m.k_stride;
+  int64_t k = k_first;
+  for (; k + kAhead <= k_last; k += kAhead, from += kAhead * m.k_stride) {
+    float values[kAhead][kFloats];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) load_floats(from + i * m.k_stride, values[i]);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) step(k + i, values[i]);
   }
+  for (; k < k_last; ++k, from += m.k_stride) {
+    float values[kFloats];
+    load_floats(from, values);
+    step(k, values);
+  }
+
 #pragma unroll
   for (int t = 0; t < kThin; ++t) {
     __syncthreads();
@@ -151,38 +150,33 @@ __global__ void __launch_bounds__(kWarps * 32)
 // The large matrix's steps of K are adjacent (a transposed B, as in a linear layer): a warp owns 4
 // lines and its threads lie along K. At the end the threads' sums are added.
 template <int kThin, int kFloats>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarpsAlongK * 32)
     along_k_kernel(const Problem problem, const Grid grid, float* partials) {
-  constexpr int kLines = 4;
-  __shared__ __align__(16) float thin[kThin][kChunk];
-  const Part part = part_of(problem, grid, partials, kThin, kWarps * kLines);
-  const Lines& m = part.s.large;
+  constexpr int kLines = kLinesOfWarp;
+  let_next_kernel_launch();
+  const Part part = part_of(problem, grid, partials, kThin, kWarpsAlongK * kLines);
+  const Lines &m = part.s.large, &thin = part.s.thin;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t line = part.line + warp * kLines;
+  const int64_t k_first = part_of_k(part.p.K, part.slice, grid.slices);
+  const int64_t k_last = part_of_k(part.p.K, part.slice + 1, grid.slices);
 
   float sum[kThin][kLines] = {};
-  for (int64_t k0 = part.k_first; k0 < part.k_last; k0 += kChunk) {
-    __syncthreads();  // all have used the chunk before
-    load_thin(thin, part, k0);
-    __syncthreads();
+#pragma unroll 2
+  for (int64_t k = k_first + lane * kFloats; k < k_last; k += 32 * kFloats) {
+    float values[kLines][kFloats] = {};
 #pragma unroll
-    for (int step = 0; step < kChunk; step += 32 * kFloats) {
-      const int at = step + lane * kFloats;
-      float values[kLines][kFloats] = {};
+    for (int j = 0; j < kLines; ++j) {
+      if (line + j < part.s.large_lines)
+        load_floats(m.first + (line + j) * m.line_stride + k, values[j]);
+    }
 #pragma unroll
-      for (int j = 0; j < kLines; ++j) {
-        if (line + j < part.s.large_lines && k0 + at < part.k_last) {
-          load_floats(m.first + (line + j) * m.line_stride + (k0 + at) * m.k_stride, values[j]);
-        }
-      }
+    for (int t = 0; t < kThin; ++t) {
 #pragma unroll
-      for (int t = 0; t < kThin; ++t) {
+      for (int i = 0; i < kFloats; ++i) {
+        const float a = __ldg(thin_line(part, t) + (k + i) * thin.k_stride);
 #pragma unroll
-        for (int i = 0; i < kFloats; ++i) {
-          const float a = thin[t][at + i];
-#pragma unroll
-          for (int j = 0; j < kLines; ++j) sum[t][j] = fmaf(a, values[j][i], sum[t][j]);
-        }
+        for (int j = 0; j < kLines; ++j) sum[t][j] = fmaf(a, values[j][i], sum[t][j]);
       }
     }
   }
@@ -210,32 +204,43 @@ bool vectors_along_k(const Lines& m, int64_t K) {
 
 struct Plan {
   bool along_k, vectors;
-  int thin;  // lines of the thin matrix that a block takes: 1, 4 or 16
+  int thin;  // lines of the thin matrix that a block takes: 1, 4 or 8
   Grid grid;
 };
 
-Plan plan_for(const Problem& p) {
+Plan plan_for(const Problem& p, int processors) {
   const Skinny s = skinny_of(p);
   Plan plan{};
   plan.along_k = s.large.k_stride == 1 && s.large.line_stride != 1;
+  // Vectors of four lines only if that leaves enough blocks: it is quicker to have more blocks with
+  // one line a thread than to slice K and add the slices.
   plan.vectors = plan.along_k ? vectors_along_k(s.large, p.K)
-                              : copy_for(s.large) == Copy::kVectors && s.large_lines % 4 == 0;
-  plan.thin = s.thin_lines == 1 ? 1 : s.thin_lines <= 4 ? 4 : 16;
-  const int64_t lines = plan.along_k ? kWarps * 4 : plan.vectors ? 128 : 32;
+                              : copy_for(s.large) == Copy::kVectors && s.large_lines % 4 == 0 &&
+                                    s.large_lines >= 128 * processors;
+  plan.thin = s.thin_lines == 1 ? 1 : s.thin_lines <= 4 ? 4 : 8;
+  const int64_t lines = plan.along_k ? kWarpsAlongK * kLinesOfWarp : plan.vectors ? 128 : 32;
   plan.grid.thin_groups = (s.thin_lines + plan.thin - 1) / plan.thin;
   plan.grid.long_groups = (s.large_lines + lines - 1) / lines;
-  // Enough blocks for every multiprocessor to have several, so that loads are always under way.
-  int device = 0, processors = 1;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  // At least a block for nearly every multiprocessor.
   const int64_t blocks = p.batch * plan.grid.thin_groups * plan.grid.long_groups;
-  const int64_t chunks = std::max<int64_t>(1, (p.K + kChunk - 1) / kChunk);
-  plan.grid.slices = std::clamp<int64_t>(4 * processors / blocks, 1, chunks);
+  const int64_t most = std::clamp<int64_t>(p.K / (kWarps * kLeast), 1, 256);
+  plan.grid.slices =
+      blocks * 10 >= processors * 9 ? 1 : std::clamp<int64_t>(2 * processors / blocks, 1, most);
   return plan;
 }
 
 size_t skinny_workspace(const Problem& p) {
-  return slices_bytes(p, plan_for(p).grid.slices);
+  return slices_bytes(p, plan_for(p, processor_count()).grid.slices);
+}
+
+double skinny_cycles(const Problem& p, int processors) {
+  const Plan plan = plan_for(p, processors);
+  const Skinny s = skinny_of(p);
+  const double fmas = 1.0 * p.batch * plan.grid.thin_groups * plan.thin * s.large_lines * p.K;
+  // The large matrix is read again for each group of thin lines; arithmetic runs at half speed.
+  const double memory = memory_cycles(p, processors) * plan.grid.thin_groups;
+  return std::max(memory, 2.0 * fmas / (kFmasPerCycle * processors)) +
+         (plan.grid.slices > 1 ? 3000.0 : 0.0);
 }
 
 using SkinnyKernel = void (*)(Problem, Grid, float*);
@@ -247,7 +252,7 @@ SkinnyKernel kernel_for(const Plan& plan) {
 }
 
 cudaError_t launch_skinny(const Problem& p, void* workspace, cudaStream_t stream) {
-  const Plan plan = plan_for(p);
+  const Plan plan = plan_for(p, processor_count());
   const Grid& grid = plan.grid;
   if (grid.thin_groups > INT32_MAX / grid.long_groups ||
       p.batch > INT32_MAX / (grid.thin_groups * grid.long_groups * grid.slices)) {
@@ -257,9 +262,9 @@ cudaError_t launch_skinny(const Problem& p, void* workspace, cudaStream_t stream
       static_cast<unsigned>(p.batch * grid.thin_groups * grid.long_groups * grid.slices);
   const SkinnyKernel kernel = plan.thin == 1   ? kernel_for<1>(plan)
                               : plan.thin == 4 ? kernel_for<4>(plan)
-                                               : kernel_for<16>(plan);
+                                               : kernel_for<8>(plan);
   float* partials = static_cast<float*>(workspace);
-  kernel<<<blocks, kWarps * 32, 0, stream>>>(p, grid, partials);
+  kernel<<<blocks, 32 * (plan.along_k ? kWarpsAlongK : kWarps), 0, stream>>>(p, grid, partials);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess || grid.slices == 1) return error;
   return add_slices(p, partials, grid.slices, stream);
@@ -268,5 +273,10 @@ cudaError_t launch_skinny(const Problem& p, void* workspace, cudaStream_t stream
 }  // namespace
 
 const CudaRung skinny_rung = {
-    11,      "skinny",         "few rows or columns: the large matrix is read once, at memory's speed",
-    nullptr, skinny_workspace, launch_skinny};
+    11,
+    "skinny",
+    "few rows or columns: the large matrix is read once, at memory's speed",
+    nullptr,
+    skinny_workspace,
+    skinny_cycles,
+    launch_skinny};

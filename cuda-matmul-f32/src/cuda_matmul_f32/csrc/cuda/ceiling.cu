@@ -5,12 +5,12 @@
 #include <stdexcept>
 
 #include "cuda/ceiling.h"
+#include "cuda/outer_product.cuh"
 
 namespace {
 
-constexpr int kSide = 8;  // a thread's tile, as in the ladder's register tiles: 64 independent sums
+constexpr int kRows = 16, kCols = 8;  // a thread's tile, as in rung 9: 128 independent sums
 constexpr int kThreads = 256;
-constexpr int kStep = kSide * kSide * kSide;  // FMAs of a thread in one turn of the loop
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
@@ -26,35 +26,22 @@ __device__ float operand(unsigned i) {
   return static_cast<int>(x) * 0x1p-31f;
 }
 
-__global__ void __launch_bounds__(kThreads, 2) ffma_kernel(int steps, float* sink) {
-  float a[kSide], b[kSide], sum[kSide][kSide] = {};
+__global__ void __launch_bounds__(kThreads, 1) ffma_kernel(int steps, float* sink) {
+  float a[kRows], b[kCols], sum[kRows][kCols] = {};
 #pragma unroll
-  for (int i = 0; i < kSide; ++i) {
-    a[i] = operand(i);
-    b[i] = operand(kSide + i);
-  }
-  // Sums stay below steps * kSide in size: finite.
+  for (int i = 0; i < kRows; ++i) a[i] = operand(i);
+#pragma unroll
+  for (int j = 0; j < kCols; ++j) b[j] = operand(kRows + j);
+  // Sums stay below `steps` in size: finite. Not unrolled: with one copy of the loop's body the
+  // compiler finds registers that never wait for a bank (outer_product.cuh).
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-#pragma unroll
-    for (int k = 0; k < kSide; ++k) {
-#pragma unroll
-      for (int i = 0; i < kSide; ++i) {
-#pragma unroll
-        for (int j = 0; j < kSide; ++j) {
-          // Each sum meets another a in each k, as in a product. Not a * b + sum: the compiler
-          // would compute the products once, before the loop, and add.
-          sum[i][j] = __fmaf_rn(a[(i + k) % kSide], b[j], sum[i][j]);
-        }
-      }
-    }
-  }
+  for (int step = 0; step < steps; ++step) outer_product(sum, a, b);
   // Without a use of the sums the compiler would drop them. No sum is infinite: nothing is stored.
   float total = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kSide; ++i) {
+  for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-    for (int j = 0; j < kSide; ++j) total += sum[i][j];
+    for (int j = 0; j < kCols; ++j) total += sum[i][j];
   }
   if (isinf(total)) *sink = total;
 }
@@ -86,12 +73,12 @@ double ffma_ceiling(int device) {
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, ffma_kernel, kThreads, 0));
   const int blocks = processors * resident;  // all at once: no processor waits for a last wave
 
-  constexpr int kSteps = 1 << 14;  // some milliseconds
+  constexpr int kSteps = 1 << 16;  // some milliseconds
   const double once = seconds(blocks, kSteps, 1);
   const int launches = std::max(1, static_cast<int>(0.1 / once));
   seconds(blocks, kSteps, launches);  // until clock and power have settled
   const double elapsed = seconds(blocks, kSteps, launches);
   check(cudaSetDevice(before));
-  const double ffmas = 1.0 * launches * blocks * kThreads * kSteps * kStep;
+  const double ffmas = 1.0 * launches * blocks * kThreads * kSteps * kRows * kCols;
   return 2.0 * ffmas / elapsed * 1e-12;
 }

@@ -18,6 +18,9 @@ struct CudaRung {
   const char* (*missing)(int compute_capability);
   // The size of the scratch memory on the GPU that launch() is given; without a function, none.
   size_t (*workspace_bytes)(const Problem&);
+  // Estimated cycles on a GPU with that many multiprocessors, for kernel="auto" (choose.h); without
+  // a function, "auto" leaves the rung aside.
+  double (*cycles)(const Problem&, int processors);
   // Launches on the current device; returns the launch's error, not the kernel's.
   cudaError_t (*launch)(const Problem&, void* workspace, cudaStream_t);
 };

@@ -5,6 +5,14 @@
 
 #include "problem.h"
 
+// Multiprocessors of the current device.
+inline int processor_count() {
+  int device = 0, processors = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  return processors;
+}
+
 // The tile of C, rows x cols outputs, that one block of threads computes.
 struct Tile {
   int rows;
@@ -31,6 +39,40 @@ cudaError_t launch_tiles(void (*kernel)(Problem, More...), Tile tile, const Prob
   if (!block_count(p, tile.rows, tile.cols, &blocks)) return cudaErrorInvalidConfiguration;
   kernel<<<static_cast<unsigned>(blocks), tile.threads, 0, stream>>>(p, more...);
   return cudaGetLastError();
+}
+
+// Rungs 9 to 11 may end in a second kernel that adds partial sums. From compute capability 9.0 on
+// its launch overlaps the first one: it is made ready while that still runs, and waits on the GPU.
+// To read: CUDA Programming Guide, "Programmatic Dependent Launch".
+__device__ __forceinline__ void let_next_kernel_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// Returns once the kernel before has ended and what it wrote can be read.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Launches a kernel that begins with wait_for_previous_kernel().
+template <class... Parameters>
+cudaError_t launch_behind(void (*kernel)(Parameters...), unsigned blocks, unsigned threads,
+                          cudaStream_t stream, Parameters... parameters) {
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = major >= 9 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, parameters...);
 }
 
 // A tile's place: which product of the batch, its first row and its first column.

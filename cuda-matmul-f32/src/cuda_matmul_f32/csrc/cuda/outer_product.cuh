@@ -43,19 +43,19 @@ struct WarpTile {
   __device__ static void load(const float* a_panel, const float* b_panel, int lane,
                               float (&a)[kRows], float (&b)[kCols]) {
 #pragma unroll
-    for (int i = 0; i < kRows; i += 4) load_four(a_panel + row(lane, i), a[i], a[i + 1], a[i + 2],
-                                                 a[i + 3]);
+    for (int i = 0; i < kRows; i += 4)
+      load_four(a_panel + row(lane, i), a[i], a[i + 1], a[i + 2], a[i + 3]);
 #pragma unroll
-    for (int j = 0; j < kCols; j += 4) load_four(b_panel + col(lane, j), b[j], b[j + 1], b[j + 2],
-                                                 b[j + 3]);
+    for (int j = 0; j < kCols; j += 4)
+      load_four(b_panel + col(lane, j), b[j], b[j + 1], b[j + 2], b[j + 3]);
   }
 
   // Stores the sums times alpha to C, whose element (0, 0) of this warp's tile is `c`; `rows` and
   // `cols` of C are left from there. Alpha is BLAS's factor and always 1: because the compiler
   // cannot know that, the products are new values, and it need not keep the sums themselves in
   // groups of four registers for the vector stores, against the banks that outer_product() wants.
-  __device__ static void store(float (&sum)[kRows][kCols], float alpha, float* c,
-                               int64_t stride, int64_t rows, int64_t cols, int lane) {
+  __device__ static void store(float (&sum)[kRows][kCols], float alpha, float* c, int64_t stride,
+                               int64_t rows, int64_t cols, int lane) {
     const bool vectors =
         cols >= kWidth && stride % 4 == 0 && reinterpret_cast<uintptr_t>(c) % 16 == 0;
 #pragma unroll

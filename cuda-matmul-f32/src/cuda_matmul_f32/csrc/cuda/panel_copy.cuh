@@ -10,12 +10,13 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "problem.h"
 
 enum class Copy {
-  kVectors,     // lines adjacent and aligned: 16 bytes a copy, a warp along lines
-  kAlongK,      // steps of K adjacent: 4 bytes, a warp takes a full 32-byte sector of each of 4 lines
+  kVectors,  // lines adjacent and aligned: 16 bytes a copy, a warp along lines
+  kAlongK,   // steps of K adjacent: 4 bytes, a warp takes a full 32-byte sector of each of 4 lines
   kAlongLines,  // anything else: 4 bytes, a warp along lines
 };
 
@@ -39,6 +40,24 @@ inline Copy copy_for(const Lines& m) {
                        reinterpret_cast<uintptr_t>(m.first) % 16 == 0;
   if (m.line_stride == 1 && aligned) return Copy::kVectors;
   return m.k_stride == 1 ? Copy::kAlongK : Copy::kAlongLines;
+}
+
+// Calls f(a, b) with the best copies that the operands' strides allow, as compile-time constants.
+// Of nine pairs those that contiguous matrices and their transposes need are compiled; other views
+// take the copies that can do anything.
+template <class F>
+cudaError_t with_copies(const Problem& p, const F& f) {
+  const Copy a = copy_for(lines_of_a(p)), b = copy_for(lines_of_b(p));
+  constexpr std::integral_constant<Copy, Copy::kVectors> vectors{};
+  constexpr std::integral_constant<Copy, Copy::kAlongK> along_k{};
+  constexpr std::integral_constant<Copy, Copy::kAlongLines> any{};
+  if (a == along_k && b == vectors) return f(along_k, vectors);
+  if (a == along_k && b == along_k) return f(along_k, along_k);
+  if (a == along_k) return f(along_k, any);
+  if (a == vectors && b == vectors) return f(vectors, vectors);
+  if (a == vectors && b == along_k) return f(vectors, along_k);
+  if (b == along_k) return f(any, along_k);
+  return f(any, any);
 }
 
 // Copies kFloats floats, 4 or 1, of which only the first `valid` are read; the others become zero.
@@ -91,10 +110,12 @@ class PanelCopy {
   template <bool kAtEdge>
   __device__ void copy(float* to, int depth) {
     const float* from = from_;
-    // Not unrolled further: a producer of rung 9 has 40 registers, and one that spills to memory
-    // costs the consumers a register, too (LOG.md).
+    // Unrolled where no edge needs tests, which leaves little but the copies themselves. Not at the
+    // edge: a producer of rung 9 has 40 registers, and one that spills to memory costs the
+    // consumers a register, too (LOG.md).
+    constexpr int kUnroll = kAtEdge ? 1 : 4;
     if constexpr (kCopy == Copy::kAlongK) {
-#pragma unroll 1
+#pragma unroll kUnroll
       for (int line = 0; line < kLines; line += kThreads / 8) {
 #pragma unroll
         for (int k = 0; k < kDepth; k += 8) {
@@ -103,7 +124,7 @@ class PanelCopy {
         from += kThreads / 8 * line_stride_;
       }
     } else {
-#pragma unroll 1
+#pragma unroll kUnroll
       for (int k = 0; k < kDepth; k += kThreads / kAcross) {
 #pragma unroll
         for (int line = 0; line < kLines; line += kAcross * kFloats) {

@@ -4,10 +4,10 @@
 
 #include "cuda/launch.cuh"
 
-constexpr int kLines = 128;               // rows of A, columns of B that a block loads
-constexpr int kPanelStep = 16;            // steps of K between two barriers
+constexpr int kLines = 128;     // rows of A, columns of B that a block loads
+constexpr int kPanelStep = 16;  // steps of K between two barriers
 constexpr int kPanelThreads = 256;
-constexpr int kPanelStride = kLines + 4;  // rows on 16 bytes, and off one single bank
+constexpr int kPanelStride = kLines + 4;        // rows on 16 bytes, and off one single bank
 using Panel = float[kPanelStep][kPanelStride];  // [k][line]
 
 // Copies panels of A (lines are its rows) or of B (its columns) into shared memory, with zeros past
@@ -16,8 +16,7 @@ using Panel = float[kPanelStep][kPanelStride];  // [k][line]
 // for each matrix the sums no longer fit in registers.
 class PanelLoader {
  public:
-  __device__ PanelLoader(const float* first, int64_t line_stride, int64_t k_stride, int64_t lines,
-                         int64_t /*K*/)
+  __device__ PanelLoader(const float* first, int64_t line_stride, int64_t k_stride, int64_t lines)
       : lines_(static_cast<int>(lines < kLines ? lines : kLines)) {
     const bool along_k = k_stride < line_stride;
     const int thread = threadIdx.x;
@@ -50,26 +49,31 @@ class PanelLoader {
   int line_, k_, line_step_, k_step_, lines_;
 };
 
-// The same with 16 bytes a load where the matrix allows it: four adjacent lines, which shared memory
-// takes as one vector, or four adjacent steps of K, which it takes one by one, in four rows of the
-// panel. Any other matrix is loaded value by value.
+// The same with 16 bytes a load: four adjacent lines, which shared memory takes as one vector, or
+// four adjacent steps of K, which it takes one by one, in four rows of the panel.
 class PanelVectorLoader {
  public:
+  // Whether every vector lies within the matrix and on a multiple of 16 bytes.
+  static bool fits(const Matrix& m, int64_t line_stride, int64_t k_stride, int64_t lines,
+                   int64_t K) {
+    const bool along_k = k_stride == 1 && line_stride % 4 == 0 && K % 4 == 0;
+    const bool along_lines = line_stride == 1 && k_stride % 4 == 0 && lines % 4 == 0;
+    return (along_k || along_lines) && m.batch_stride % 4 == 0 &&
+           reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
+  }
+
   __device__ PanelVectorLoader(const float* first, int64_t line_stride, int64_t k_stride,
-                               int64_t lines, int64_t K)
-      : along_k_(k_stride == 1 && line_stride % 4 == 0 && K % 4 == 0 && aligned(first)),
-        along_lines_(line_stride == 1 && k_stride % 4 == 0 && lines % 4 == 0 && aligned(first)),
+                               int64_t lines)
+      : along_k_(k_stride == 1 && line_stride != 1),
         lines_(static_cast<int>(lines < kLines ? lines : kLines)),
         line_(along_k_ ? threadIdx.x / 4 : threadIdx.x % 32 * 4),
         k_(along_k_ ? threadIdx.x % 4 * 4 : threadIdx.x / 32),
         step_(along_k_ ? 64 * line_stride : 8 * k_stride),
         advance_(kPanelStep * k_stride),
-        from_(first + line_ * line_stride + k_ * k_stride),
-        values_(first, line_stride, k_stride, lines, K) {}
+        from_(first + line_ * line_stride + k_ * k_stride) {}
 
   // Loads the next panel along K; `depth` steps of K are left.
   __device__ void load(Panel& to, int depth) {
-    if (!along_k_ && !along_lines_) return values_.load(to, depth);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int line = line_ + (along_k_ ? 64 * i : 0);
@@ -87,13 +91,22 @@ class PanelVectorLoader {
   }
 
  private:
-  __device__ static bool aligned(const float* x) {
-    return reinterpret_cast<uintptr_t>(x) % 16 == 0;
-  }
-
-  const bool along_k_, along_lines_;
+  const bool along_k_;
   const int lines_, line_, k_;
   const int64_t step_, advance_;
   const float* from_;
-  PanelLoader values_;
 };
+
+// Calls f(loader for A, loader for B) with null pointers of the loaders' types: vectors where the
+// matrix allows them, else value by value.
+template <class F>
+cudaError_t with_loaders(const Problem& p, const F& f) {
+  const bool a = PanelVectorLoader::fits(p.a, p.a.row_stride, p.a.col_stride, p.M, p.K);
+  const bool b = PanelVectorLoader::fits(p.b, p.b.col_stride, p.b.row_stride, p.N, p.K);
+  PanelVectorLoader* const vectors = nullptr;
+  PanelLoader* const values = nullptr;
+  if (a && b) return f(vectors, vectors);
+  if (a) return f(vectors, values);
+  if (b) return f(values, vectors);
+  return f(values, values);
+}

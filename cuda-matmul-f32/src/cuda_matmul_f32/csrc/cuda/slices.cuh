@@ -6,6 +6,7 @@
 
 #include <cstddef>
 
+#include "cuda/launch.cuh"
 #include "problem.h"
 
 inline size_t slices_bytes(const Problem& p, int64_t slices) {
@@ -19,6 +20,7 @@ template <int kFloats>
 __global__ void __launch_bounds__(256)
     add_slices_kernel(const Problem p, const float* partials, int64_t slices) {
   __shared__ float sums[8][32][kFloats];
+  wait_for_previous_kernel();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t all = p.batch * p.M * p.N;
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * 32 + lane) * kFloats;
@@ -55,8 +57,7 @@ inline cudaError_t add_slices(const Problem& p, const float* partials, int64_t s
   const int64_t blocks = (p.batch * p.M * p.N + per_block - 1) / per_block;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const auto kernel = vectors ? add_slices_kernel<4> : add_slices_kernel<1>;
-  kernel<<<static_cast<unsigned>(blocks), 256, 0, stream>>>(p, partials, slices);
-  return cudaGetLastError();
+  return launch_behind(kernel, static_cast<unsigned>(blocks), 256, stream, p, partials, slices);
 }
 
 // C's place for the sums of one slice, or C itself if there is only one.

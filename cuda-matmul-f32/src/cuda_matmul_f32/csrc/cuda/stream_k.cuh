@@ -96,6 +96,7 @@ __device__ __forceinline__ Origin origin_of(const Schedule& s, int tile) {
 template <int kRows, int kCols>
 __global__ void __launch_bounds__(256)
     add_partials_kernel(const Problem p, const Schedule s, const float* partials) {
+  wait_for_previous_kernel();
   constexpr int kParts = kRows * kCols / 1024;
   const int left_over = blockIdx.x / kParts;
   const int64_t start = static_cast<int64_t>(left_over) * s.steps, stop = start + s.steps;

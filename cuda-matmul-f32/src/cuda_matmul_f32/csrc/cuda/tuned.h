@@ -1,0 +1,23 @@
+// Written by `python benchmark.py --tune` on the GPUs named here; not by hand.
+#pragma once
+
+struct TunedRung {
+  const char* name;
+  double launch_us;     // what a call takes whatever it computes
+  double us_per_cycle;  // of the rung's own estimate
+};
+
+struct Tuned {
+  int compute_capability;  // 90 is 9.0
+  const char* gpu;
+  TunedRung rungs[4];
+};
+
+constexpr Tuned kTuned[] = {
+    {90,
+     "NVIDIA H100 80GB HBM3",
+     {{"async_pipeline", 4.0, 0.00065},
+      {"hopper", 5.0, 0.00060},
+      {"split_k", 4.0, 0.00065},
+      {"skinny", 4.0, 0.00057}}},
+};
