@@ -255,8 +255,17 @@ cudaError_t launch(const Problem& p, void* workspace, cudaStream_t stream) {
                        static_cast<const float*>(partials));
 }
 
+// Whether adjacent lines overlap from one step of K to the next, as in an expanded view: TMA takes
+// no such stride.
+bool overlaps(const Lines& m, int64_t lines, int64_t K) {
+  return m.line_stride == 1 && K > 1 && m.k_stride < lines;
+}
+
 cudaError_t launch_hopper(const Problem& p, void* workspace, cudaStream_t stream) {
   if (!fits(p)) return cudaErrorInvalidConfiguration;
+  if (overlaps(lines_of_a(p), p.M, p.K) || overlaps(lines_of_b(p), p.N, p.K)) {
+    return launch<Copy::kAlongLines, Copy::kAlongLines>(p, workspace, stream);
+  }
   return with_copies(p, [&](auto a, auto b) { return launch<a(), b()>(p, workspace, stream); });
 }
 
