@@ -80,6 +80,47 @@ def test_large_and_ragged_shapes_are_exact(shape):
 
 @pytest.mark.gpu
 @each_kernel
+@pytest.mark.parametrize("tiles_over", [1, 3])
+@pytest.mark.parametrize("k", [224, 1024, 1600])
+def test_a_last_round_with_fewer_steps_than_multiprocessors(kernel, tiles_over, k):
+    # For any tile of up to 128 x 256 that is one a multiprocessor, and a few more.
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    torch.full((1 << 26,), float("nan"), device="cuda")  # what scratch memory may hold
+    a, b = integers((processors + tiles_over) * 128, k), integers(k, 256, seed=1)
+    assert torch.equal(matmul(a, b, kernel=kernel), exact(a, b))
+
+
+@pytest.mark.gpu
+@each_kernel
+def test_aligned_views_that_overlap(kernel):
+    # Adjacent lines on 16 bytes, but each step of K begins inside the last one's or on it.
+    flat = integers(8192)
+    windows = flat.as_strided((300, 260), (4, 1))
+    same = flat[:260].expand(300, 260)
+    square = integers(300, 300, seed=1)
+    for view in (windows, same):
+        assert torch.equal(matmul(square, view, kernel=kernel), exact(square, view))
+        assert torch.equal(matmul(view.t(), square, kernel=kernel), exact(view.t(), square))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(1, 4096, 2048), (5, 300, 700), (16, 4096, 512)], ids=str)
+def test_the_choice_does_not_depend_on_what_was_seen_before(shape):
+    m, n, k = shape
+    a, b = torch.randn(m, k, device="cuda"), torch.randn(k, n, device="cuda")
+    layouts = {
+        name: (lambda x, t=t: x.t().contiguous().t() if t else x)
+        for name, t in (("rows", False), ("columns", True))
+    }
+    first = {name: matmul(a, view(b)) for name, view in layouts.items()}
+    for other in range(2000):  # more shapes than any memory of choices holds
+        matmul(a[:, : 1 + other % 97], b[: 1 + other % 97, : 1 + other // 97])
+    for name, view in reversed(layouts.items()):
+        assert torch.equal(matmul(a, view(b)), first[name])
+
+
+@pytest.mark.gpu
+@each_kernel
 def test_more_than_two_to_the_31_elements(kernel):
     rows, cols = 65_537, 32_771  # C has 2^31 + 262,219 elements, so 32-bit offsets wrap
     if torch.cuda.mem_get_info()[0] < 12 << 30:

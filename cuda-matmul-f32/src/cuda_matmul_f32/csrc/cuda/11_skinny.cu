@@ -233,7 +233,15 @@ size_t skinny_workspace(const Problem& p) {
   return slices_bytes(p, plan_for(p, processor_count()).grid.slices);
 }
 
-double skinny_cycles(const Problem& p, int processors) {
+double skinny_cycles(const Problem& original, int processors) {
+  // As if both matrices were row-major: "auto" has to choose by sizes alone, or the same values in
+  // another layout might get another rung, and with it other bits.
+  Problem p = original;
+  p.a.row_stride = p.K, p.b.row_stride = p.N;
+  p.a.col_stride = p.b.col_stride = 1;
+  if (p.a.batch_stride != 0) p.a.batch_stride = p.M * p.K;
+  if (p.b.batch_stride != 0) p.b.batch_stride = p.K * p.N;
+  p.a.data = p.b.data = nullptr;  // and aligned
   const Plan plan = plan_for(p, processors);
   const Skinny s = skinny_of(p);
   const double fmas = 1.0 * p.batch * plan.grid.thin_groups * plan.thin * s.large_lines * p.K;
