@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cuda_matmul_f32
 import pytest
-from cuda_matmul_f32 import build_info
+from cuda_matmul_f32 import _build, build_info
 
 CSRC = Path(cuda_matmul_f32.__file__).parent / "csrc"
 needs_extension = pytest.mark.skipif(build_info.module is None, reason=build_info.missing)
@@ -65,6 +65,20 @@ def test_a_lock_left_by_a_killed_build_does_not_hang_the_next(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(copy)
     assert (copy / "finished").exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "built"),
+    [
+        ("8.0;8.6", "8.0;8.6"),
+        ("8.0 9.0+PTX", "8.0 9.0a+PTX"),
+        ("9.0a;10.0", "9.0a;10.0"),
+        ("Ampere;Hopper", "Ampere;9.0a"),
+    ],
+)
+def test_an_architecture_list_made_for_torch_still_unlocks_hopper(monkeypatch, chosen, built):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", chosen)
+    assert _build.architectures() == built
 
 
 @pytest.mark.slow
