@@ -62,14 +62,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     // All groups but the newest kStages - 2 are complete: this stage's copies by this thread ...
     asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
     __syncthreads();  // ... and by all. Also, all have read the stage that is filled next.
-    start_copies(k0 + (kStages - 1) * kDepth, (stage + kStages - 1) % kStages);
     const float* a_panel = stages + stage * kStageFloats + warp_row;
     const float* b_panel = stages + stage * kStageFloats + kDepth * kStrideA + warp_col;
-#pragma unroll 8  // all 16 at once, and the compiler numbers the sums against outer_product()
-    for (int k = 0; k < kDepth; ++k) {
-      float a[8], b[8];
-      Warp::load(a_panel + k * kStrideA, b_panel + k * kStrideB, lane, a, b);
-      outer_product(sum, a, b);
+    // In halves: with all 16 steps in one piece of code, the compiler numbers the sums against
+    // outer_product(). The copies go between, not before the first loads, which would queue up
+    // behind them.
+#pragma unroll 1
+    for (int half = 0; half < kDepth; half += kDepth / 2) {
+#pragma unroll
+      for (int k = half; k < half + kDepth / 2; ++k) {
+        float a[8], b[8];
+        Warp::load(a_panel + k * kStrideA, b_panel + k * kStrideB, lane, a, b);
+        outer_product(sum, a, b);
+      }
+      if (half == 0) start_copies(k0 + (kStages - 1) * kDepth, (stage + kStages - 1) % kStages);
     }
     stage = (stage + 1) % kStages;
   }

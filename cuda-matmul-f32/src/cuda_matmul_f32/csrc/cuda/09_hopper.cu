@@ -173,12 +173,10 @@ cudaError_t describe(CUtensorMap* map, const Lines& m, int64_t lines, int64_t K,
   }();
   if (encode == nullptr) return cudaErrorInsufficientDriver;
   const auto bytes = [](int64_t floats) { return static_cast<cuuint64_t>(floats) * 4; };
-  // A size of 1 is never stepped over, but its stride must look like one: torch may say 0 or 1.
-  const int64_t k_stride = std::max<int64_t>(m.k_stride, (lines + 3) / 4 * 4);
   const bool shared = m.batch_stride == 0;
   const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(lines), static_cast<cuuint64_t>(K),
                                static_cast<cuuint64_t>(shared ? 1 : batch)};
-  const cuuint64_t strides[2] = {bytes(k_stride), shared ? 16 : bytes(m.batch_stride)};
+  const cuuint64_t strides[2] = {bytes(m.k_stride), shared ? 16 : bytes(m.batch_stride)};
   const cuuint32_t box[3] = {static_cast<cuuint32_t>(box_lines), kDepth, 1};
   const cuuint32_t every[3] = {1, 1, 1};
   const CUresult result =

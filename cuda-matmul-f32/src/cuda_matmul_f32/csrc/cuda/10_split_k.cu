@@ -80,11 +80,12 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks)
   for (int64_t k0 = k_first; k0 < k_last; k0 += kDepth) {
     asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
     __syncwarp();  // this stage's copies by all lanes, and all have read the stage filled next
-    start_copies(k0 + (kStages - 1) * kDepth, (stage + kStages - 1) % kStages);
     const float* a_panel = stages + stage * T::kStageFloats;
     const float* b_panel = a_panel + kDepth * T::kStrideA;
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {
+      // Not before the first loads of this stage, which would have to queue up behind the copies.
+      if (k == 2) start_copies(k0 + (kStages - 1) * kDepth, (stage + kStages - 1) % kStages);
       float a[T::kThreadRows], b[T::kThreadCols];
       T::Warp::load(a_panel + k * T::kStrideA, b_panel + k * T::kStrideB, lane, a, b);
       outer_product(sum, a, b);

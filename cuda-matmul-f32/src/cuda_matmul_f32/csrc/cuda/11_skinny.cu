@@ -20,8 +20,8 @@ namespace {
 
 constexpr int kWarps = 16;       // of a block that goes along lines, sharing out K
 constexpr int kWarpsAlongK = 8;  // of one that goes along K, with lines of its own for each
-constexpr int kLinesOfWarp = 4;
-constexpr int kLeast = 8;  // steps of K that a part of them has at least
+constexpr int kLinesOfWarp = 2;
+constexpr int kLeast = 32;  // steps of K that a part of them has at least
 
 // The problem seen from the larger side. C's element (thin line t, long line l) is at
 // t * c_thin_stride + l * c_long_stride.
@@ -162,14 +162,15 @@ __global__ void __launch_bounds__(kWarpsAlongK * 32)
   const int64_t k_last = part_of_k(part.p.K, part.slice + 1, grid.slices);
 
   float sum[kThin][kLines] = {};
-#pragma unroll 2
-  for (int64_t k = k_first + lane * kFloats; k < k_last; k += 32 * kFloats) {
-    float values[kLines][kFloats] = {};
+  const auto load = [&](int64_t k, float (&values)[kLines][kFloats]) {
 #pragma unroll
     for (int j = 0; j < kLines; ++j) {
-      if (line + j < part.s.large_lines)
-        load_floats(m.first + (line + j) * m.line_stride + k, values[j]);
+      // Past the last line the last is read again: its sums are not stored.
+      const int64_t at = min(line + j, part.s.large_lines - 1);
+      load_floats(m.first + at * m.line_stride + k, values[j]);
     }
+  };
+  const auto step = [&](int64_t k, const float (&values)[kLines][kFloats]) {
 #pragma unroll
     for (int t = 0; t < kThin; ++t) {
 #pragma unroll
@@ -179,6 +180,20 @@ __global__ void __launch_bounds__(kWarpsAlongK * 32)
         for (int j = 0; j < kLines; ++j) sum[t][j] = fmaf(a, values[j][i], sum[t][j]);
       }
     }
+  };
+  constexpr int kAhead = 4, kTurn = 32 * kFloats;  // steps of K that a warp takes at a time
+  int64_t k = k_first + lane * kFloats;
+  for (; k + (kAhead - 1) * kTurn < k_last; k += kAhead * kTurn) {
+    float values[kAhead][kLines][kFloats];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) load(k + i * kTurn, values[i]);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) step(k + i * kTurn, values[i]);
+  }
+  for (; k < k_last; k += kTurn) {
+    float values[kLines][kFloats];
+    load(k, values);
+    step(k, values);
   }
 #pragma unroll
   for (int t = 0; t < kThin; ++t) {
@@ -212,18 +227,15 @@ Plan plan_for(const Problem& p, int processors) {
   const Skinny s = skinny_of(p);
   Plan plan{};
   plan.along_k = s.large.k_stride == 1 && s.large.line_stride != 1;
-  // Vectors of four lines only if that leaves enough blocks: it is quicker to have more blocks with
-  // one line a thread than to slice K and add the slices.
   plan.vectors = plan.along_k ? vectors_along_k(s.large, p.K)
-                              : copy_for(s.large) == Copy::kVectors && s.large_lines % 4 == 0 &&
-                                    s.large_lines >= 128 * processors;
+                              : copy_for(s.large) == Copy::kVectors && s.large_lines % 4 == 0;
   plan.thin = s.thin_lines == 1 ? 1 : s.thin_lines <= 4 ? 4 : 8;
   const int64_t lines = plan.along_k ? kWarpsAlongK * kLinesOfWarp : plan.vectors ? 128 : 32;
   plan.grid.thin_groups = (s.thin_lines + plan.thin - 1) / plan.thin;
   plan.grid.long_groups = (s.large_lines + lines - 1) / lines;
   // At least a block for nearly every multiprocessor.
   const int64_t blocks = p.batch * plan.grid.thin_groups * plan.grid.long_groups;
-  const int64_t most = std::clamp<int64_t>(p.K / (kWarps * kLeast), 1, 256);
+  const int64_t most = std::clamp<int64_t>(p.K / (kLeast * (plan.along_k ? 4 : kWarps)), 1, 256);
   plan.grid.slices =
       blocks * 10 >= processors * 9 ? 1 : std::clamp<int64_t>(2 * processors / blocks, 1, most);
   return plan;
