@@ -255,8 +255,8 @@ cudaError_t launch(const Problem& p, void* workspace, cudaStream_t stream) {
                        static_cast<const float*>(partials));
 }
 
-// Whether adjacent lines overlap from one step of K to the next, as in an expanded view: TMA takes
-// no such stride.
+// Whether adjacent lines overlap from one step of K to the next, as in a sliding window: nothing
+// promises that TMA takes such a stride.
 bool overlaps(const Lines& m, int64_t lines, int64_t K) {
   return m.line_stride == 1 && K > 1 && m.k_stride < lines;
 }
