@@ -1,4 +1,4 @@
-"""python benchmark.py [--quick] [--device cpu|cuda] [--kernels NAME ...] [--sizes 1024 MxNxK ...]
+"""python benchmark.py [--quick | --tune] [--device cpu|cuda] [--kernels NAME ...] [--sizes 1024 MxNxK ...]
 
 Climb the ladder: time each kernel and its peers on the same FP32 products, each checked against
 float64 before and after. Sizes are M x N x K; one number is a square. Runs the CUDA ladder where
@@ -74,6 +74,11 @@ def main() -> int:
     device = torch.device(args.device)
     # The baseline must do the same arithmetic as we do: FP32, not TF32.
     torch.set_float32_matmul_precision("highest")
+    if args.tune:
+        from tune import tune
+
+        print(f"wrote {tune()}: the next import compiles it")
+        return 0
     run = Run(
         "cuda-matmul-f32", directory=Path(__file__).parent, version=cuda_matmul_f32.__version__
     )
@@ -315,7 +320,12 @@ def _arguments() -> argparse.Namespace:
         "--peers", nargs="*", metavar="NAME", help="only these of: torch, triton; or none"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the record goes (results/)")
+    parser.add_argument(
+        "--tune", action="store_true", help="measure what kernel='auto' chooses by, and write it"
+    )
     args = parser.parse_args()
+    if args.tune and args.device != "cuda":
+        parser.error("--tune: there is nothing to choose without a CUDA GPU")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA GPU here")
     return args

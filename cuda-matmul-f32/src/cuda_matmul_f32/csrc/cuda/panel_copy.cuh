@@ -36,8 +36,7 @@ HOST_DEVICE Lines lines_of_b(const Problem& p) {
 }
 
 inline Copy copy_for(const Lines& m) {
-  // A k_stride of 0, as in an expanded view, is none that the copy engine could take.
-  const bool aligned = m.k_stride > 0 && m.k_stride % 4 == 0 && m.batch_stride % 4 == 0 &&
+  const bool aligned = m.k_stride % 4 == 0 && m.batch_stride % 4 == 0 &&
                        reinterpret_cast<uintptr_t>(m.first) % 16 == 0;
   if (m.line_stride == 1 && aligned) return Copy::kVectors;
   return m.k_stride == 1 ? Copy::kAlongK : Copy::kAlongLines;

@@ -13,6 +13,7 @@ struct Tuned {
   TunedRung rungs[4];
 };
 
+// clang-format off
 constexpr Tuned kTuned[] = {
     {90,
      "NVIDIA H100 80GB HBM3",
@@ -21,3 +22,4 @@ constexpr Tuned kTuned[] = {
       {"split_k", 4.0, 0.00065},
       {"skinny", 4.0, 0.00057}}},
 };
+// clang-format on
