@@ -53,10 +53,8 @@ def tune() -> Path:
     rungs = sorted({rung for found in cycles.values() for rung in found})
     fits = {rung: _fit(rung, times, cycles) for rung in rungs}
     losses = [_loss(fits, times[size], cycles[size]) for size in SIZES]
-    print(
-        f"chosen against best, over {len(SIZES)} sizes: mean {statistics.geometric_mean(losses):.3f}x"
-        f", worst {max(losses):.2f}x ({SIZES[int(np.argmax(losses))]})"
-    )
+    mean, worst = statistics.geometric_mean(losses), int(np.argmax(losses))
+    print(f"chosen against best: mean {mean:.3f}x, worst {losses[worst]:.2f}x at {SIZES[worst]}")
     return _write(fits)
 
 
