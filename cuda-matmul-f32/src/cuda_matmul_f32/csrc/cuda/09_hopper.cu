@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       hopper::barrier_wait(full + stage, parity);
       const float* a_panel = stages + stage * kFloats + warp_row;
       const float* b_panel = stages + stage * kFloats + kDepth * kStrideA + warp_col;
-#pragma unroll 8  // 1024 FFMAs: twice as many no longer fit in the instruction cache
+#pragma unroll 16  // as many as let the compiler number the sums as outer_product() wants them
       for (int k = 0; k < kDepth; ++k) {
         float a[16], b[8];
         Warp::load(a_panel + k * kStrideA, b_panel + k * kStrideB, lane, a, b);

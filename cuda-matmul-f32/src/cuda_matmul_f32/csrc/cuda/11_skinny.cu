@@ -9,6 +9,7 @@
 // Leaves: from about 8 rows on, arithmetic, and loads of the thin matrix, which each thread
 // repeats.
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/cycles.h"
 #include "cuda/kernels.h"
@@ -46,6 +47,7 @@ struct Part {
   Skinny s;
   int64_t thin, line;  // the block's first
   int64_t slice;
+  bool thin_vectors;  // its lines can be read four steps of K at a time
 };
 
 // Part `index` of `parts` of K begins here; the one behind the last begins at K's end.
@@ -68,6 +70,9 @@ __device__ __forceinline__ Part part_of(const Problem& problem, const Grid& grid
   part.thin = thin_group * thin_per_block;
   part.line = long_group * lines_per_block;
   part.slice = slice;
+  const Lines& thin = part.s.thin;
+  part.thin_vectors = thin.k_stride == 1 && thin.line_stride % 4 == 0 &&
+                      reinterpret_cast<uintptr_t>(thin.first) % 16 == 0;
   return part;
 }
 
@@ -81,11 +86,22 @@ __device__ __forceinline__ void load_floats(const float* from, float (&to)[kFloa
   }
 }
 
-// The first of the block's thin lines and the distance to the next. Past the last line the last is
-// read again: its sums are not stored.
+// The block's t-th thin line. Past the last line the last is read again: its sums are not stored.
 __device__ __forceinline__ const float* thin_line(const Part& part, int t) {
   const int64_t line = min(part.thin + t, part.s.thin_lines - 1);
   return part.s.thin.first + line * part.s.thin.line_stride;
+}
+
+// Four steps of K of a thin line, as one vector where it is adjacent and aligned.
+template <bool kVector>
+__device__ __forceinline__ void load_thin(const float* line, int64_t k, int64_t k_stride,
+                                          float (&to)[4]) {
+  if constexpr (kVector) {
+    load_floats(line + k, to);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = __ldg(line + (k + i) * k_stride);
+  }
 }
 
 // The large matrix's lines are adjacent (a row-major B): a thread owns kFloats of them and goes
@@ -106,28 +122,43 @@ __global__ void __launch_bounds__(kWarps * 32)
       line < part.s.large_lines ? part_of_k(part.p.K, index + 1, parts) : k_first;
 
   float sum[kThin][kFloats] = {};
-  const auto step = [&](int64_t k, const float (&values)[kFloats]) {
-#pragma unroll
-    for (int t = 0; t < kThin; ++t) {
-      const float a = __ldg(thin_line(part, t) + k * thin.k_stride);  // the same for the whole warp
-#pragma unroll
-      for (int j = 0; j < kFloats; ++j) sum[t][j] = fmaf(a, values[j], sum[t][j]);
-    }
-  };
-  constexpr int kAhead = kThin == 8 ? 4 : 8;  // loads of the large matrix under way at a time
   const float* from = m.first + line * m.line_stride + k_first * m.k_stride;
   int64_t k = k_first;
-  for (; k + kAhead <= k_last; k += kAhead, from += kAhead * m.k_stride) {
-    float values[kAhead][kFloats];
+  constexpr int kAhead = kThin == 8 ? 4 : 8;  // loads of the large matrix under way at a time
+  const auto whole_turns = [&](auto vector) {
+    for (; k + kAhead <= k_last; k += kAhead, from += kAhead * m.k_stride) {
+      float values[kAhead][kFloats];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) load_floats(from + i * m.k_stride, values[i]);
+      for (int i = 0; i < kAhead; ++i) load_floats(from + i * m.k_stride, values[i]);
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) step(k + i, values[i]);
+      for (int i = 0; i < kAhead; i += 4) {
+#pragma unroll
+        for (int t = 0; t < kThin; ++t) {
+          float a[4];  // the same for the whole warp
+          load_thin<vector()>(thin_line(part, t), k + i, thin.k_stride, a);
+#pragma unroll
+          for (int j = 0; j < kFloats; ++j) {
+#pragma unroll
+            for (int l = 0; l < 4; ++l) sum[t][j] = fmaf(a[l], values[i + l][j], sum[t][j]);
+          }
+        }
+      }
+    }
+  };
+  if (part.thin_vectors) {
+    whole_turns(std::true_type());
+  } else {
+    whole_turns(std::false_type());
   }
   for (; k < k_last; ++k, from += m.k_stride) {
     float values[kFloats];
     load_floats(from, values);
-    step(k, values);
+#pragma unroll
+    for (int t = 0; t < kThin; ++t) {
+      const float a = __ldg(thin_line(part, t) + k * thin.k_stride);
+#pragma unroll
+      for (int j = 0; j < kFloats; ++j) sum[t][j] = fmaf(a, values[j], sum[t][j]);
+    }
   }
 
 #pragma unroll
@@ -170,30 +201,42 @@ __global__ void __launch_bounds__(kWarpsAlongK * 32)
       load_floats(m.first + at * m.line_stride + k, values[j]);
     }
   };
-  const auto step = [&](int64_t k, const float (&values)[kLines][kFloats]) {
+  constexpr int kAhead = 4, kTurn = 32 * kFloats;  // steps of K that a warp takes at a time
+  int64_t k = k_first + lane * kFloats;
+  const auto step = [&](auto vector, int64_t at, const float (&values)[kLines][kFloats]) {
 #pragma unroll
     for (int t = 0; t < kThin; ++t) {
+      float a[kFloats];
+      if constexpr (kFloats == 4) {
+        load_thin<vector()>(thin_line(part, t), at, thin.k_stride, a);
+      } else {
+        a[0] = __ldg(thin_line(part, t) + at * thin.k_stride);
+      }
 #pragma unroll
-      for (int i = 0; i < kFloats; ++i) {
-        const float a = __ldg(thin_line(part, t) + (k + i) * thin.k_stride);
+      for (int j = 0; j < kLines; ++j) {
 #pragma unroll
-        for (int j = 0; j < kLines; ++j) sum[t][j] = fmaf(a, values[j][i], sum[t][j]);
+        for (int i = 0; i < kFloats; ++i) sum[t][j] = fmaf(a[i], values[j][i], sum[t][j]);
       }
     }
   };
-  constexpr int kAhead = 4, kTurn = 32 * kFloats;  // steps of K that a warp takes at a time
-  int64_t k = k_first + lane * kFloats;
-  for (; k + (kAhead - 1) * kTurn < k_last; k += kAhead * kTurn) {
-    float values[kAhead][kLines][kFloats];
+  const auto all_turns = [&](auto vector) {
+    for (; k + (kAhead - 1) * kTurn < k_last; k += kAhead * kTurn) {
+      float values[kAhead][kLines][kFloats];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) load(k + i * kTurn, values[i]);
+      for (int i = 0; i < kAhead; ++i) load(k + i * kTurn, values[i]);
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) step(k + i * kTurn, values[i]);
-  }
-  for (; k < k_last; k += kTurn) {
-    float values[kLines][kFloats];
-    load(k, values);
-    step(k, values);
+      for (int i = 0; i < kAhead; ++i) step(vector, k + i * kTurn, values[i]);
+    }
+    for (; k < k_last; k += kTurn) {
+      float values[kLines][kFloats];
+      load(k, values);
+      step(vector, k, values);
+    }
+  };
+  if (part.thin_vectors) {
+    all_turns(std::true_type());
+  } else {
+    all_turns(std::false_type());
   }
 #pragma unroll
   for (int t = 0; t < kThin; ++t) {
