@@ -1,4 +1,4 @@
-"""python benchmark.py [--quick | --tune] [--device cpu|cuda] [--kernels NAME ...] [--sizes N ...]
+"""python benchmark.py [--quick | --tune] [--device DEVICE] [--kernels NAME ...] [--sizes SIZE ...]
 
 Climb the ladder: time each kernel and its peers on the same FP32 products, each checked against
 float64 before and after. Sizes are M x N x K; one number is a square. Runs the CUDA ladder where

@@ -9,6 +9,7 @@ into csrc/cuda/tuned.h, one row for each kind of GPU, which the next import comp
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -36,8 +37,6 @@ SIZES: list[Size] = [
     (4095, 4097, 1023),
     (32768, 256, 1024),
 ]
-# A rung that is this many times slower than another will not be chosen: its fit is for the others.
-FAR_OFF = 4.0
 
 
 def tune() -> Path:
@@ -46,10 +45,13 @@ def tune() -> Path:
     cycles: dict[Size, dict[str, float]] = {}
     for size in SIZES:
         assert build_info.module is not None
-        cycles[size] = dict(build_info.module.estimated_cycles(*size, torch.cuda.current_device()))
+        estimates = build_info.module.estimated_cycles(*size, torch.cuda.current_device())
+        # A rung that is not meant for a size estimates infinity.
+        cycles[size] = {rung: count for rung, count in estimates if math.isfinite(count)}
         times[size] = {rung: _microseconds(size, rung) for rung in cycles[size]}
         best = min(times[size], key=times[size].__getitem__)
-        print(f"{'x'.join(map(str, size)):>16}  {best} {times[size][best]:.1f} us", flush=True)
+        listed = "  ".join(f"{rung} {us:.1f}" for rung, us in times[size].items())
+        print(f"{'x'.join(map(str, size)):>16}: {best}, of {listed} us", flush=True)
     rungs = sorted({rung for found in cycles.values() for rung in found})
     fits = {rung: _fit(rung, times, cycles) for rung in rungs}
     losses = [_loss(fits, times[size], cycles[size]) for size in SIZES]
@@ -92,18 +94,16 @@ def _microseconds(size: Size, rung: str) -> float:
 def _fit(
     rung: str, times: dict[Size, dict[str, float]], cycles: dict[Size, dict[str, float]]
 ) -> Fit:
-    """Fit times by least squares of relative errors, where the rung may matter."""
-    near = [
-        (cycles[size][rung], found[rung])
-        for size, found in times.items()
-        if found[rung] < FAR_OFF * min(found.values())
-    ]
-    estimated, measured = np.array(near).T
-    rows = np.stack([1.0 / measured, estimated / measured], axis=1)
-    (launch, cycle), *_ = np.linalg.lstsq(rows, np.ones(len(near)), rcond=None)
+    """Fit times by least squares of relative errors; the nearer to the fastest, the more weight."""
+    sizes = [size for size in times if rung in times[size]]
+    estimated = np.array([cycles[size][rung] for size in sizes])
+    measured = np.array([times[size][rung] for size in sizes])
+    weight = np.array([min(times[size].values()) for size in sizes]) / measured
+    rows = np.stack([1.0 / measured, estimated / measured], axis=1) * weight[:, None]
+    (launch, cycle), *_ = np.linalg.lstsq(rows, weight, rcond=None)
     if launch < 0:
         launch = 0.0
-        cycle = np.linalg.lstsq(rows[:, 1:], np.ones(len(near)), rcond=None)[0][0]
+        (cycle,), *_ = np.linalg.lstsq(rows[:, 1:], weight, rcond=None)
     return float(launch), float(cycle)
 
 

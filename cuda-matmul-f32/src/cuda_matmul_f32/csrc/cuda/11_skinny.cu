@@ -9,6 +9,7 @@
 // Leaves: from about 8 rows on, arithmetic, and loads of the thin matrix, which each thread
 // repeats.
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "cuda/cycles.h"
@@ -288,22 +289,14 @@ size_t skinny_workspace(const Problem& p) {
   return slices_bytes(p, plan_for(p, processor_count()).grid.slices);
 }
 
-double skinny_cycles(const Problem& original, int processors) {
-  // As if both matrices were row-major: "auto" has to choose by sizes alone, or the same values in
-  // another layout might get another rung, and with it other bits.
-  Problem p = original;
-  p.a.row_stride = p.K, p.b.row_stride = p.N;
-  p.a.col_stride = p.b.col_stride = 1;
-  if (p.a.batch_stride != 0) p.a.batch_stride = p.M * p.K;
-  if (p.b.batch_stride != 0) p.b.batch_stride = p.K * p.N;
-  p.a.data = p.b.data = nullptr;  // and aligned
-  const Plan plan = plan_for(p, processors);
-  const Skinny s = skinny_of(p);
-  const double fmas = 1.0 * p.batch * plan.grid.thin_groups * plan.thin * s.large_lines * p.K;
-  // The large matrix is read again for each group of thin lines; arithmetic runs at half speed.
-  const double memory = memory_cycles(p, processors) * plan.grid.thin_groups;
-  return std::max(memory, 2.0 * fmas / (kFmasPerCycle * processors)) +
-         (plan.grid.slices > 1 ? 3000.0 : 0.0);
+double skinny_cycles(const Problem& p, int processors) {
+  // By sizes alone, as if both matrices were row-major: "auto" must not choose another rung, and
+  // with it other bits, for the same values in another layout.
+  const int64_t thin = std::min(p.M, p.N);
+  if (thin > 8) return HUGE_VAL;
+  // A thin B is read across its rows, which takes the longer the more columns it has.
+  const double reads = p.M <= p.N || thin == 1 ? 1.0 : 1.0 + 0.25 * thin;
+  return memory_cycles(p, processors) * reads;
 }
 
 using SkinnyKernel = void (*)(Problem, Grid, float*);
