@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent))  # for one_process, which several tests share
 PACKAGE = Path(__file__).resolve().parents[1]
 GRACE_S = 35  # torchrun kills its ranks 30 s after it was told to end
 

@@ -65,13 +65,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def state_bytes(module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def state_bytes(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Bytes of weights, gradients and optimizer moments on this rank: what sharding divides.
 
-    Call after a step, while the gradients are there.
+    Of the numbers that this rank steps, in float32. Call after a step, while gradients are there.
     """
     tensors: list[Tensor] = []
-    for parameter in module.parameters():
+    for parameter in parameters:
         tensors.append(parameter)
         if parameter.grad is not None:
             tensors.append(parameter.grad)
