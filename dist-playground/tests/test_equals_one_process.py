@@ -114,7 +114,7 @@ def train(ranks: int, cases: dict, folder: Path, device: str = "cpu") -> dict:
         text=True,
     )
     try:
-        output, _ = process.communicate(timeout=110 if ranks == 2 else 280)
+        output, _ = process.communicate(timeout=110 if ranks == 2 and device == "cpu" else 280)
     finally:
         if process.poll() is None:
             process.terminate()
@@ -190,6 +190,7 @@ GPU = crossed(
 
 
 @pytest.mark.multigpu
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", GPU)
 def test_two_gpus(trained, name):
     assert_equal(trained(2, GPU, name, "cuda"), name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from dist_playground.builtin.ddp import ddp as torch_ddp
@@ -25,7 +26,7 @@ from dist_playground.scratch.ring_attention import check as check_context
 from dist_playground.scratch.ring_attention import ring_attention
 from dist_playground.scratch.tensor_parallel import check as check_tensor
 from dist_playground.scratch.tensor_parallel import cut
-from dist_playground.scratch.token_exchange import Later
+from dist_playground.scratch.token_exchange import Exchange, Later
 from dist_playground.scratch.zero1 import ZeRO1
 from dist_playground.settings import Settings
 from dist_playground.strategy import Parallel, Schedule, one_after_another
@@ -84,11 +85,12 @@ def build(kind: str, settings: Settings, world: World, sizes: dict[str, int], mo
     grid = Grid(sizes, world.rank)
     axis = Axis(1, 0, None, (world.rank,)) if alone else grid.replicas
     # Alone, every rank's gradient is its own affair: nobody's norm is to be asked for.
-    placements = placements_of(model, holders=world.size if alone else 1)
+    placements = placements_of(model, holders=dist.get_world_size() if alone else 1)
     later: Later | None = None
     if grid.tensor.size > 1:
-        later = Later()
-        placements = cut(model, grid.tensor, later)
+        exchange = Exchange(grid.tensor, world.device)
+        later = exchange.later
+        placements = cut(model, exchange)
     if grid.context.size > 1:
         for block in model.blocks:
             assert isinstance(block, Block)

@@ -19,7 +19,7 @@ from dist_playground.settings import Settings
 from dist_playground.strategy import MicroBatch
 from dist_playground.world import World
 
-__all__ = ["Result", "build_model", "build_optimizer", "micro_batches", "train"]
+__all__ = ["Result", "Trainer", "build_model", "gather", "train"]
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -75,6 +75,31 @@ def micro_batches(
     return found
 
 
+class Trainer:
+    """A plan and its optimizer; `step` is all that happens between two batches."""
+
+    def __init__(self, world: World, settings: Settings, plan: Plan, batches: Batches) -> None:
+        self.world, self.settings, self.plan, self.batches = world, settings, plan, batches
+        self.optimizer = build_optimizer(plan.parallel.parameters(), settings)
+
+    def step(self, number: int) -> tuple[Tensor, Tensor, int]:
+        """Train on batch `number`: this rank's share of the loss, the norm, tokens of all ranks.
+
+        Nothing here waits for the device, so that the CPU can queue the next step meanwhile.
+        """
+        parallel = self.plan.parallel
+        tokens, targets = self.batches.draw(number)
+        mine = micro_batches(
+            tokens, targets, self.settings.accumulate, self.plan.grid, self.world.device
+        )
+        parallel.before_step()
+        share = self.plan.schedule(parallel, mine, targets.numel())
+        norm = parallel.clip(MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        parallel.stepped()
+        return share, norm, targets.numel()
+
+
 def train(
     world: World, settings: Settings, plan: Plan, batches: Batches, parameters: int, report: Report
 ) -> Result:
@@ -82,9 +107,8 @@ def train(
 
     Raises UsageError when the loss is not finite.
     """
-    parallel = plan.parallel
-    optimizer = build_optimizer(parallel.parameters(), settings)
-    held = sum(local(p).numel() for p in parallel.parameters())
+    trainer = Trainer(world, settings, plan, batches)
+    held = sum(local(p).numel() for p in plan.parallel.parameters())
     result = Result(parameters, held)
     report.start(result)
 
@@ -92,21 +116,15 @@ def train(
     unread: list[Tensor] = []  # [loss share, gradient norm] of the steps since the last line
     timer.mark()
     for step in range(settings.steps):
-        tokens_BT, targets_BT = batches.draw(step)
-        mine = micro_batches(tokens_BT, targets_BT, settings.accumulate, plan.grid, world.device)
-        parallel.before_step()
-        share = plan.schedule(parallel, mine, targets_BT.numel())
-        norm = parallel.clip(MAX_GRADIENT_NORM)
-        optimizer.step()
-        parallel.stepped()
+        share, norm, tokens = trainer.step(step)
         unread.append(torch.stack((share, norm)))
-        result.step_tokens.append(targets_BT.numel())
+        result.step_tokens.append(tokens)
         timer.mark()
 
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
             # The only place that waits for the device: reading a loss stops the CPU, which
             # otherwise queues the next step while this one runs.
-            by_rank = _gather(torch.stack(unread), world)
+            by_rank = gather(torch.stack(unread), world)
             unread.clear()
             result.losses += (by_rank[:, :, 0].sum(0) / plan.copies).tolist()
             result.gradient_norms += by_rank[:, :, 1].mean(0).tolist()
@@ -114,11 +132,11 @@ def train(
             result.peak_bytes = peak_memory(world.device)
             _refuse_non_finite(result, step, settings)
             report.line(step, result)
-    result.state_bytes = state_bytes(parallel.parameters(), optimizer)
+    result.state_bytes = state_bytes(plan.parallel.parameters(), trainer.optimizer)
     return result
 
 
-def _gather(values: Tensor, world: World) -> Tensor:
+def gather(values: Tensor, world: World) -> Tensor:
     """Every rank's values, stacked in order of rank, on the CPU."""
     received = [torch.empty_like(values) for _ in range(world.size)]
     dist.all_gather(received, values)

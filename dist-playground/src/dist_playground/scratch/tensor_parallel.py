@@ -13,11 +13,10 @@ autograd functions (token_exchange.py). N is the tokens of a micro-batch, n = N 
 from torch import Tensor, nn
 
 from dist_playground.errors import UsageError
-from dist_playground.grid import Axis
 from dist_playground.layout import Placement
 from dist_playground.model import GPT, Block, GPTConfig, Linear, RMSNorm
 from dist_playground.scratch.token_exchange import (
-    Later,
+    Exchange,
     gather_tokens,
     scatter_tokens,
     sum_gradient,
@@ -30,15 +29,15 @@ __all__ = ["check", "cut"]
 class ParallelNorm(nn.Module):
     """An RMSNorm of a rank's own tokens: its weight's gradient is summed over the axis."""
 
-    def __init__(self, norm: RMSNorm, axis: Axis) -> None:
+    def __init__(self, norm: RMSNorm, exchange: Exchange) -> None:
         super().__init__()
         self.weight = norm.weight
-        self.axis = axis
+        self.exchange = exchange
         self.output_dtype = norm.output_dtype
 
     def forward(self, x_nD: Tensor) -> Tensor:
         """[n, D] -> [n, D]."""
-        weight = sum_gradient(self.weight, self.axis)
+        weight = sum_gradient(self.weight, self.exchange)
         x_nD = x_nD.float()
         inverse_rms = x_nD.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
         return (x_nD * inverse_rms * weight).to(self.output_dtype)  # type: ignore[no-any-return]
@@ -47,46 +46,45 @@ class ParallelNorm(nn.Module):
 class ParallelBlock(nn.Module):
     """A block whose attention and MLP are cut, and whose residual stream is cut by tokens."""
 
-    def __init__(self, block: Block, axis: Axis, later: Later) -> None:
+    def __init__(self, block: Block, exchange: Exchange) -> None:
         super().__init__()
-        self.axis = axis
-        self.later = later
-        self.attention_norm = ParallelNorm(block.attention_norm, axis)
+        self.exchange = exchange
+        self.attention_norm = ParallelNorm(block.attention_norm, exchange)
         self.attention = block.attention
-        self.mlp_norm = ParallelNorm(block.mlp_norm, axis)
+        self.mlp_norm = ParallelNorm(block.mlp_norm, exchange)
         self.mlp = block.mlp
 
     def forward(self, x_nD: Tensor, rotation_2TF: Tensor) -> Tensor:
         """[n, D] -> [n, D]."""
         T = rotation_2TF.shape[1]
-        y_ND = gather_tokens(self.attention_norm(x_nD), self.axis, self.later)
+        y_ND = gather_tokens(self.attention_norm(x_nD), self.exchange)
         y_BTD = self.attention(y_ND.unflatten(0, (-1, T)), rotation_2TF)
-        x_nD = x_nD + scatter_tokens(y_BTD.flatten(0, 1), self.axis, self.later)
-        y_ND = self.mlp(gather_tokens(self.mlp_norm(x_nD), self.axis, self.later))
-        return x_nD + scatter_tokens(y_ND, self.axis, self.later)  # type: ignore[no-any-return]
+        x_nD = x_nD + scatter_tokens(y_BTD.flatten(0, 1), self.exchange)
+        y_ND = self.mlp(gather_tokens(self.mlp_norm(x_nD), self.exchange))
+        return x_nD + scatter_tokens(y_ND, self.exchange)  # type: ignore[no-any-return]
 
 
 class ParallelHead(nn.Module):
     """This rank's part of the vocabulary's logits, of all tokens."""
 
-    def __init__(self, head: Linear, axis: Axis, later: Later) -> None:
+    def __init__(self, head: Linear, exchange: Exchange) -> None:
         super().__init__()
-        self.axis = axis
-        self.later = later
+        self.exchange = exchange
         self.matrix = head
 
     def forward(self, x_nD: Tensor) -> Tensor:
         """[n, D] -> [N, V / W]."""
-        logits_Nv: Tensor = self.matrix(gather_tokens(x_nD, self.axis, self.later))
+        logits_Nv: Tensor = self.matrix(gather_tokens(x_nD, self.exchange))
         return logits_Nv
 
 
-def cut(model: GPT, axis: Axis, later: Later) -> dict[str, Placement]:
-    """Cut the model in place over the axis; says where each parameter's part lies in the whole.
+def cut(model: GPT, exchange: Exchange) -> dict[str, Placement]:
+    """Cut the model in place over the tensor axis; says where each part lies in the whole.
 
     `model` is the whole model, equal on all ranks. Names of parameters stay as they are but for
-    the head's. Weight gradients of matrices may wait in `later` until an exchange runs.
+    the head's.
     """
+    axis = exchange.axis
     whole = dict(model.named_parameters())
     placements = {
         name: Placement(name, tuple(p.shape), (0,) * p.dim(), axis.size)
@@ -109,13 +107,13 @@ def cut(model: GPT, axis: Axis, later: Later) -> dict[str, Placement]:
             block.get_submodule(name).weight = keep(f"{prefix}.{name}.weight", 0)
         for name in ("attention.output", "mlp.down"):
             block.get_submodule(name).weight = keep(f"{prefix}.{name}.weight", 1)
-        model.blocks[number] = ParallelBlock(block, axis, later)
+        model.blocks[number] = ParallelBlock(block, exchange)
     table = keep("embedding.weight", 0)
     model.head.weight = table if model.config.tied else keep("head.weight", 0)
-    model.embedding = VocabularyEmbedding(table, axis, later)  # type: ignore[assignment]
-    model.norm = ParallelNorm(model.norm, axis)  # type: ignore[assignment]
-    model.head = ParallelHead(model.head, axis, later)  # type: ignore[assignment]
-    model.criterion = VocabularyCrossEntropy(axis)  # type: ignore[assignment]
+    model.embedding = VocabularyEmbedding(table, exchange)  # type: ignore[assignment]
+    model.norm = ParallelNorm(model.norm, exchange)  # type: ignore[assignment]
+    model.head = ParallelHead(model.head, exchange)  # type: ignore[assignment]
+    model.criterion = VocabularyCrossEntropy(exchange)  # type: ignore[assignment]
     if not model.config.tied:
         placements["head.matrix.weight"] = placements.pop("head.weight")
     return placements

@@ -16,94 +16,105 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_playground.grid import Axis
+from dist_playground.scratch.peer_memory import PeerMemory
 
-__all__ = ["Later", "gather_tokens", "scatter_tokens", "sum_gradient"]
+__all__ = ["Exchange", "Later", "gather_tokens", "scatter_tokens", "sum_gradient"]
 
 Later = deque[Callable[[], None]]  # work that can be done at any time before the backward ends
 
 
-def all_gather(x_nD: Tensor, axis: Axis) -> tuple[Tensor, dist.Work | None]:
-    """Start bringing [n, D] of every rank together to [N, D]."""
-    x_ND = x_nD.new_empty(x_nD.shape[0] * axis.size, *x_nD.shape[1:])
-    return x_ND, dist.all_gather_into_tensor(
-        x_ND, x_nD.contiguous(), group=axis.group, async_op=True
-    )
+class Exchange:
+    """The tensor axis, the work that waits for an exchange, and a quicker way for small tensors."""
 
+    def __init__(self, axis: Axis, device: torch.device) -> None:
+        self.axis = axis
+        self.later = Later()
+        self._peers = PeerMemory.if_possible(axis, device)
 
-def reduce_scatter(x_ND: Tensor, axis: Axis) -> tuple[Tensor, dist.Work | None]:
-    """Start summing [N, D] of every rank; this one gets its [n, D] of the sum."""
-    x_nD = x_ND.new_empty(x_ND.shape[0] // axis.size, *x_ND.shape[1:])
-    return x_nD, dist.reduce_scatter_tensor(
-        x_nD, x_ND.contiguous(), group=axis.group, async_op=True
-    )
+    def all_reduce(self, x: Tensor, maximum: bool = False) -> None:
+        """Replace x by its sum, or largest value, over the axis."""
+        if self._peers is not None and self._peers.fits(x):
+            self._peers.all_reduce(x, maximum)
+        else:
+            op = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
+            dist.all_reduce(x, op=op, group=self.axis.group)
 
+    def all_gather(self, x_nD: Tensor) -> Tensor:
+        """[n, D] of every rank together: [N, D]."""
+        x_ND = x_nD.new_empty(x_nD.shape[0] * self.axis.size, *x_nD.shape[1:])
+        work = dist.all_gather_into_tensor(
+            x_ND, x_nD.contiguous(), group=self.axis.group, async_op=True
+        )
+        return self._arrived(x_ND, work)
 
-def _finish(started: tuple[Tensor, dist.Work | None], later: Later | None = None) -> Tensor:
-    tensor, work = started
-    if later:
-        later.popleft()()
-    if work is not None:
-        work.wait()
-    return tensor
+    def reduce_scatter(self, x_ND: Tensor) -> Tensor:
+        """The sum of every rank's [N, D], of which this one gets its [n, D]."""
+        x_nD = x_ND.new_empty(x_ND.shape[0] // self.axis.size, *x_ND.shape[1:])
+        work = dist.reduce_scatter_tensor(
+            x_nD, x_ND.contiguous(), group=self.axis.group, async_op=True
+        )
+        return self._arrived(x_nD, work)
+
+    def _arrived(self, tensor: Tensor, work: dist.Work | None) -> Tensor:
+        if self.later:
+            self.later.popleft()()
+        if work is not None:
+            work.wait()
+        return tensor
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_nD: Tensor, axis: Axis, later: Later) -> Tensor:
-        ctx.axis, ctx.later = axis, later
-        return _finish(all_gather(x_nD, axis))
+    def forward(ctx: Any, x_nD: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.all_gather(x_nD)
 
     @staticmethod
-    def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor, None, None]:
-        return _finish(reduce_scatter(dy_ND, ctx.axis), ctx.later), None, None
+    def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor, None]:
+        return ctx.exchange.reduce_scatter(dy_ND), None
 
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, axis: Axis, later: Later) -> Tensor:
-        ctx.axis, ctx.later = axis, later
-        return _finish(reduce_scatter(x_ND, axis))
+    def forward(ctx: Any, x_ND: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.reduce_scatter(x_ND)
 
     @staticmethod
-    def backward(ctx: Any, dy_nD: Tensor) -> tuple[Tensor, None, None]:
-        return _finish(all_gather(dy_nD, ctx.axis), ctx.later), None, None
+    def backward(ctx: Any, dy_nD: Tensor) -> tuple[Tensor, None]:
+        return ctx.exchange.all_gather(dy_nD), None
 
 
 class _SumGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
+    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        dy = dy.float()  # a sum of W parts, each of them a sum over tokens already
-        dist.all_reduce(dy, group=ctx.axis.group)
+        dy = dy.float().clone()  # a sum of W parts, each of them a sum over tokens already
+        ctx.exchange.all_reduce(dy)
         return dy, None
 
 
+# Not traced by torch.compile: collectives, and the queue, are Python.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def gather_tokens(x_nD: Tensor, axis: Axis, later: Later) -> Tensor:
+def gather_tokens(x_nD: Tensor, exchange: Exchange) -> Tensor:
     """All ranks' tokens, in order of rank: [n, D] -> [N, D]."""
-    if axis.group is None:
-        return x_nD
-    y_ND: Tensor = _Gather.apply(x_nD, axis, later)  # type: ignore[no-untyped-call]
+    y_ND: Tensor = _Gather.apply(x_nD, exchange)  # type: ignore[no-untyped-call]
     return y_ND
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def scatter_tokens(x_ND: Tensor, axis: Axis, later: Later) -> Tensor:
+def scatter_tokens(x_ND: Tensor, exchange: Exchange) -> Tensor:
     """The sum over the ranks of partial results, this rank's tokens of it: [N, D] -> [n, D]."""
-    if axis.group is None:
-        return x_ND
-    y_nD: Tensor = _Scatter.apply(x_ND, axis, later)  # type: ignore[no-untyped-call]
+    y_nD: Tensor = _Scatter.apply(x_ND, exchange)  # type: ignore[no-untyped-call]
     return y_nD
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def sum_gradient(x: Tensor, axis: Axis) -> Tensor:
+def sum_gradient(x: Tensor, exchange: Exchange) -> Tensor:
     """The same tensor; its gradient, a part on each rank, is summed over the axis."""
-    if axis.group is None:
-        return x
-    y: Tensor = _SumGradient.apply(x, axis)  # type: ignore[no-untyped-call]
+    y: Tensor = _SumGradient.apply(x, exchange)  # type: ignore[no-untyped-call]
     return y
