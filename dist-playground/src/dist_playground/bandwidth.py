@@ -67,7 +67,7 @@ def measure(axis: Axis, device: torch.device, sizes: list[int], samples: int = 5
         for _ in range(samples):
             for name in seconds:
                 y.copy_(x)  # each call multiplies it by the number of ranks
-                seconds[name].append(timed(lambda n=name: everything[n](y), calls, device))  # type: ignore[misc]
+                seconds[name].append(timed(everything[name], y, calls, device))
         for name, times in seconds.items():
             slowest = torch.tensor([*times, error[name]], dtype=torch.float64, device=device)
             dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=axis.group)
@@ -76,14 +76,14 @@ def measure(axis: Axis, device: torch.device, sizes: list[int], samples: int = 5
     return found
 
 
-def timed(call: Callable[[], object], calls: int, device: torch.device) -> float:
+def timed(way: Callable[[Tensor], object], y: Tensor, calls: int, device: torch.device) -> float:
     """Seconds of one of many calls after another, launched one by one as training does."""
     dist.barrier()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     begin = time.perf_counter()
     for _ in range(calls):
-        call()
+        way(y)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - begin) / calls

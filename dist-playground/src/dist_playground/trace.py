@@ -61,8 +61,8 @@ def record(step: Callable[[], object], device: torch.device) -> Timeline:
             torch.cuda.synchronize(device)
     compute: list[Interval] = []
     communication: list[Interval] = []
-    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if (event.device_type() == torch.autograd.DeviceType.CUDA) != cuda:
+    for event in profiler.profiler.kineto_results.events():
+        if (event.device_type() == torch._C._autograd.DeviceType.CUDA) != cuda:
             continue
         name = event.name().lower()
         start = event.start_ns() / 1e6

@@ -20,7 +20,7 @@ __all__ = ["Trial", "flops_a_token", "run_trial"]
 
 @dataclass(frozen=True)
 class Trial:
-    """What to train and how long: the first `warm_up` steps are not timed, but their losses kept."""
+    """What to train and how long; the first `warm_up` steps are not timed, their losses are kept."""
 
     name: str
     kind: str
@@ -77,7 +77,6 @@ def run_trial(world: World, trial: Trial) -> dict[str, Any]:
     state = state_bytes(plan.parallel.parameters(), trainer.optimizer)
     held = torch.tensor(float(state), device=world.device)
     timeline = record(lambda: trainer.step(number), world.device)
-    del trainer, plan
     return {
         "name": trial.name,
         "losses": (by_rank.sum(0) / copies).tolist(),
