@@ -110,7 +110,7 @@ SPLITS_BATCH = ("ddp", "fsdp")
 def trial(workload: Workload, method: Method, rows: int, **more: Any) -> dict[str, Any]:
     """What the ranks are told to run."""
     options = ["--model", workload.model, "--batch-size", str(rows), "--dtype", workload.dtype]
-    options += ["--sequence-length", str(workload.sequence_length), "--learning-rate", "3e-4"]
+    options += ["--sequence-length", str(workload.sequence_length), "--learning-rate", "1e-4"]
     return {
         "name": method.name,
         "kind": method.kind,
@@ -278,7 +278,7 @@ def add_training(
                 name = method.name + ending
                 rows += rows_for(name, results, method.ours, error, workload.dtype, peak)
                 timelines[name] = Timeline(**results[0]["timeline"])
-        if rows:
+        if any(row.implementation == METHODS[kind][0].name for row in rows):
             run.add(
                 f"{kind}, {workload.name(ranks)}",
                 rows,
@@ -334,6 +334,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="about a minute on two cores")
     parser.add_argument("--out", type=Path, help="folder for the record (default: results/)")
     parser.add_argument("--only", default="", help="workloads, as in large4,large1,small")
+    parser.add_argument("--kinds", default="", help="of parallelism, as in ddp,fsdp,tensor")
     parser.add_argument("--eager", action="store_true", help="leave out what torch.compile made")
     parser.add_argument("--rounds", type=int, help="how often everything takes its turn")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for all of it")
@@ -353,6 +354,7 @@ def main() -> int:
             w,
             rounds=arguments.rounds or w.rounds,
             compiled=w.compiled and not arguments.eager,
+            kinds=tuple(k for k in w.kinds if k in (arguments.kinds or k).split(",")),
         )
         for w in workloads(gpu, arguments.quick)
         if not arguments.only or f"{w.model}{w.rows}" in arguments.only.split(",")

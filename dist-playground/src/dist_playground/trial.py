@@ -20,7 +20,7 @@ __all__ = ["Trial", "flops_a_token", "run_trial"]
 
 @dataclass(frozen=True)
 class Trial:
-    """What to train and how long; the first `warm_up` steps are not timed, their losses are kept."""
+    """What to train and how long; losses are kept of the first `warm_up` steps too."""
 
     name: str
     kind: str

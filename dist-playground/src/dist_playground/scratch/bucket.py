@@ -5,6 +5,7 @@ matrix is a product, and the product's output is the buffer itself. Autograd wou
 matrix's own precision to `.grad`, from where it had to be converted and copied.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -75,18 +76,26 @@ class Bucket:
             parameter.register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
+        # Held by the parameter, where Python's garbage collector cannot follow: were it to hold
+        # the bucket, and that the parameter, neither would ever be freed.
+        bucket = weakref.ref(self)
+
         def take(parameter: Tensor) -> None:
-            if parameter.grad is None:  # a matrix: its product came, or will come, by itself
-                return
-            view = self.view(index)
-            if self.written[index]:
-                view += parameter.grad
-            else:
-                view.copy_(parameter.grad)
-            parameter.grad = None
-            self._done(index)
+            mine = bucket()
+            # Without a gradient it is a matrix: its product came, or will come, by itself.
+            if mine is not None and parameter.grad is not None:
+                mine.add(index, parameter.grad)
+                parameter.grad = None
 
         return take
+
+    def add(self, index: int, gradient: Tensor) -> None:
+        """Add all of this backward's gradient of parameter `index`."""
+        if self.written[index]:
+            self.view(index).add_(gradient)
+        else:
+            self.view(index).copy_(gradient)
+        self._done(index)
 
     def view(self, index: int) -> Tensor:
         """The gradient of parameter `index`, float32 in the parameter's shape."""
