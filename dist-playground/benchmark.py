@@ -37,6 +37,8 @@ try:
     from dist_playground.bandwidth import bus_bandwidth, measure
     from dist_playground.ending import run_and_exit
     from dist_playground.grid import Grid
+    from dist_playground.memory import predicted_peak
+    from dist_playground.model import MODELS
     from dist_playground.process_group import process_group
     from dist_playground.settings import parse_settings
     from dist_playground.trace import Timeline, draw
@@ -65,6 +67,7 @@ class Workload:
     rounds: int
     kinds: tuple[str, ...]
     compiled: bool = False
+    graphs: bool = False
 
     def name(self, ranks: int) -> str:
         """The case's name in the record."""
@@ -130,6 +133,12 @@ def trials(workload: Workload, ranks: int) -> list[dict[str, Any]]:
     for _ in range(workload.rounds):
         found.append(trial(workload, alone, workload.rows, alone=True))
         found += [trial(workload, m, rows_of(workload, m, ranks)) for m in methods]
+    if workload.graphs:
+        for m in methods:
+            if m.ours and "no reshard" not in m.name:
+                graphed = Method(f"{m.name}, graph", m.kind, (*m.options, "--graph"))
+                each = trial(workload, graphed, rows_of(workload, m, ranks))
+                found.append(each | {"warm_up": workload.warm_up + 3})
     if workload.compiled:
         for m in (alone, *methods):
             if "no reshard" in m.name or m.kind in ("pipeline", "context_parallel"):
@@ -219,7 +228,13 @@ def loss_difference(losses: list[list[float]], reference: list[float]) -> float:
 
 
 def rows_for(
-    name: str, found: list[dict[str, Any]], ours: bool, error: float | None, dtype: str, peak: float
+    name: str,
+    found: list[dict[str, Any]],
+    ours: bool,
+    error: float | None,
+    dtype: str,
+    peak: float,
+    predicted: float = 0.0,
 ) -> list[infra_bench.Row]:
     """The metrics of one method, samples of all rounds one after another."""
     rates = [each["tokens"] / seconds for each in found for seconds in each["seconds"]]
@@ -246,6 +261,8 @@ def rows_for(
     add("model state", unit, [each["state_bytes"] / scale for each in found])
     if peak:  # the peak of a process on the CPU is that of all trials before too
         add("peak memory", unit, [each["peak_bytes"] / scale for each in found])
+    if peak and predicted:
+        add("predicted memory", unit, [predicted / scale])
     add("exposed", "ms", [each["exposed_ms"] for each in found])
     if peak:
         flops = found[0]["flops_a_token"]
@@ -265,7 +282,7 @@ def add_training(
     timelines = {}
     for kind in workload.kinds:
         rows: list[infra_bench.Row] = []
-        for ending in ("", ", compiled"):
+        for ending in ("", ", graph", ", compiled"):
             ideal = by_name.get(IDEAL + ending)
             if ideal:
                 rows += rows_for(IDEAL + ending, ideal, False, None, workload.dtype, peak)
@@ -276,7 +293,16 @@ def add_training(
                     continue
                 error = loss_difference([r["losses"] for r in results], reference[0]["losses"])
                 name = method.name + ending
-                rows += rows_for(name, results, method.ours, error, workload.dtype, peak)
+                expected = 0.0
+                if method.ours and not ending and workload.dtype == "bfloat16":
+                    expected = predicted_peak(
+                        MODELS[workload.model],
+                        "zero1" if "--zero1" in method.options else method.kind,
+                        ranks,
+                        workload.rows * workload.sequence_length,
+                        "--no-reshard" not in method.options,
+                    )
+                rows += rows_for(name, results, method.ours, error, workload.dtype, peak, expected)
                 timelines[name] = Timeline(**results[0]["timeline"])
         if any(row.implementation == METHODS[kind][0].name for row in rows):
             run.add(
@@ -314,12 +340,13 @@ def workloads(gpu: bool, quick: bool) -> list[Workload]:
     if gpu:
         kinds = ("ddp", "fsdp", "tensor")
         bf16 = "bfloat16"
-        small = Workload("small", 16, 1024, bf16, 3, 5 if quick else 10, 1 if quick else 2, kinds)
+        steps, rounds = (5, 1) if quick else (10, 2)
+        small = Workload("small", 16, 1024, bf16, 3, steps, rounds, kinds, graphs=True)
         if quick:
             return [small]
         return [
-            Workload("large", 4, 2048, bf16, 3, 8, 2, kinds, compiled=True),
-            Workload("large", 1, 1024, bf16, 3, 10, 2, kinds),
+            Workload("large", 4, 2048, bf16, 3, 8, 2, kinds, compiled=True, graphs=True),
+            Workload("large", 1, 1024, bf16, 3, 10, 2, kinds, graphs=True),
             small,
         ]
     kinds = tuple(METHODS)

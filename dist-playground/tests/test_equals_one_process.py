@@ -189,6 +189,15 @@ GPU = crossed(
 )
 
 
+# Seven steps: three in the usual way, one captured, one of another shape, two replayed.
+GRAPHS = {k: v for k, v in (DATA | OTHERS).items() if "afab" not in k}
+GPU |= {
+    f"{kind}, {situation}, graph": (script, [*options, *more, "--graph", "--steps", "7"])
+    for kind, (script, more) in GRAPHS.items()
+    for situation, options in {"even": EVEN, "uneven": UNEVEN}.items()
+}
+
+
 @pytest.mark.multigpu
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", GPU)

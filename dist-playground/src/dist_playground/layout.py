@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 __all__ = ["Piece", "Placement", "rectangles", "run_pieces"]
 
@@ -37,6 +38,7 @@ class Piece:
     def of(self, tensor: Tensor) -> Tensor:
         """The rectangle as a view of a tensor that is laid out as the owner is."""
         numel = math.prod(self.size)
+        tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         return tensor.view(-1)[self.start : self.start + numel].view(self.size)
 
 

@@ -67,10 +67,14 @@ def check(kind: str, settings: Settings, world: World) -> dict[str, int]:
             "the pipeline goes together with the axes data and context and with DDP: leave out "
             "the axis tensor, fsdp.py and --zero1"
         )
+    if settings.graph and world.device.type != "cuda":
+        raise UsageError("--graph is for CUDA: leave it out, or use --device cuda")
     if settings.impl == "torch":
         others = [name for name, size in sizes.items() if size > 1 and name != KINDS[kind]]
         if others:
             raise UsageError(f"--impl torch has one axis here, not also {', '.join(others)}")
+        if settings.graph:
+            raise UsageError("--impl torch has no --graph here: use --impl scratch")
         if settings.zero1:
             raise UsageError("--impl torch has no --zero1 here: use --impl scratch")
     return sizes

@@ -124,6 +124,7 @@ class Report:
             "parameters": result.parameters,
             "settings": settings,
             "torch": str(torch.__version__),
+            "first_step": result.first_step,
             "losses": result.losses,
             "gradient_norms": result.gradient_norms,
             # The mean of the ranks' own rates. Where they wait for each other these are equal;

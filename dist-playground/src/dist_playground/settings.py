@@ -23,6 +23,7 @@ class Settings:
     sequence_length: int  # tokens a row
     dtype: str  # what the matrices compute in; weights and optimizer state stay float32
     compile: bool
+    graph: bool
     zero1: bool
     reshard: bool
     schedule: str  # of the pipeline
@@ -81,6 +82,7 @@ def parse_settings(description: str, arguments: Sequence[str] | None = None) -> 
         help="what the matrices compute in (weights and optimizer stay float32)",
     )
     add("--compile", action="store_true", help="torch.compile every block")
+    add("--graph", action="store_true", help="run each step as one CUDA graph")
     add("--zero1", action="store_true", help="ddp: each rank steps only its part of the weights")
     add(
         "--no-reshard",

@@ -28,6 +28,7 @@ class Parallel(ABC):
     module: nn.Module
     # False while micro-batches accumulate: gradients are added up here and not yet sent.
     synchronise: bool = True
+    _kept: dict[tuple[int, ...], Tensor] = {}  # noqa: RUF012  (replaced, never changed)
 
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
@@ -54,6 +55,18 @@ class Parallel(ABC):
     def stepped(self) -> None:  # noqa: B027
         """After the optimizer: bring the weights that the model computes with up to date."""
 
+    def _shares(self, copies: tuple[int, ...], device: torch.device) -> Tensor:
+        """What each gradient's square counts: a number that several ranks hold counts once.
+
+        Kept from step to step: making a tensor from a list waits for the GPU.
+        """
+        if copies not in self._kept:
+            size = dist.get_world_size()
+            everywhere = all(number == size for number in copies)  # then nothing is to be summed
+            shares = [1.0 if everywhere else 1 / number for number in copies]
+            self._kept = {copies: torch.tensor(shares, device=device)}
+        return self._kept[copies]
+
     def forward(self, batch: MicroBatch, total: int) -> Tensor:
         """The micro-batch's share of the loss."""
         loss: Tensor = self.module(batch.tokens, batch.targets, total, batch.positions)
@@ -63,13 +76,9 @@ class Parallel(ABC):
         """Scale the whole gradient down to norm `most`; gives its norm before, a scalar."""
         held = self.gradients()
         norms = torch._foreach_norm([gradient for gradient, _ in held])
-        size = dist.get_world_size()
-        # Each number counts once: a part on this rank that others hold too counts as a fraction.
-        shares = torch.tensor([1 / copies for _, copies in held], device=norms[0].device)
-        square = (torch.stack(norms).square() * shares).sum()
-        if all(copies == size for _, copies in held):
-            square *= size
-        else:
+        copies = tuple(copies for _, copies in held)
+        square = (torch.stack(norms).square() * self._shares(copies, norms[0].device)).sum()
+        if any(number != dist.get_world_size() for number in copies):
             dist.all_reduce(square)
         norm = square.sqrt()
         torch._foreach_mul_([gradient for gradient, _ in held], (most / (norm + 1e-6)).clamp(max=1))

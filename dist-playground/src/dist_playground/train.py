@@ -1,14 +1,19 @@
 """The training loop, the same for every kind of parallelism: only the plan differs."""
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dist_playground import checkpoint
 from dist_playground.data import Batches, share_of
 from dist_playground.errors import UsageError
+from dist_playground.graph import GraphedStep
 from dist_playground.grid import Grid
 from dist_playground.metrics import StepTimer, local, peak_memory, state_bytes
 from dist_playground.model import GPT, MODELS
@@ -30,6 +35,7 @@ class Result:
 
     parameters: int  # of the whole model
     held: int  # numbers of them that lie on this rank and are stepped by it
+    first_step: int = 0  # above 0: resumed; losses are of all steps, seconds of these ones
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)  # of the whole gradient, unclipped
     step_seconds: list[float] = field(default_factory=list)
@@ -52,7 +58,12 @@ def build_model(settings: Settings, device: torch.device) -> GPT:
 def build_optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
     """AdamW in one fused kernel; it steps whatever part of the weights this rank holds."""
     return torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        parameters,
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        fused=True,
+        capturable=settings.graph,
     )
 
 
@@ -66,7 +77,8 @@ def micro_batches(
         if rows.start == rows.stop:  # the last batch of an epoch may have fewer rows than that
             continue
         mine = share_of(rows.stop - rows.start, grid.data.index, grid.data.size)
-        tokens, targets = tokens_BT[rows][mine].to(device), targets_BT[rows][mine].to(device)
+        tokens = _to(tokens_BT[rows][mine], device)
+        targets = _to(targets_BT[rows][mine], device)
         place_T = None
         if grid.context.size > 1:
             place_T = positions(tokens.shape[1], grid.context, device)
@@ -75,29 +87,40 @@ def micro_batches(
     return found
 
 
+def _to(x: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device; from pinned memory, so that the CPU does not wait for a busy GPU."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
 class Trainer:
     """A plan and its optimizer; `step` is all that happens between two batches."""
 
     def __init__(self, world: World, settings: Settings, plan: Plan, batches: Batches) -> None:
         self.world, self.settings, self.plan, self.batches = world, settings, plan, batches
         self.optimizer = build_optimizer(plan.parallel.parameters(), settings)
+        self._compute = GraphedStep(self.compute) if settings.graph else self.compute
 
     def step(self, number: int) -> tuple[Tensor, Tensor, int]:
         """Train on batch `number`: this rank's share of the loss, the norm, tokens of all ranks.
 
         Nothing here waits for the device, so that the CPU can queue the next step meanwhile.
         """
-        parallel = self.plan.parallel
         tokens, targets = self.batches.draw(number)
         mine = micro_batches(
             tokens, targets, self.settings.accumulate, self.plan.grid, self.world.device
         )
+        share, norm = self._compute(mine, targets.numel())
+        return share, norm, targets.numel()
+
+    def compute(self, batches: Sequence[MicroBatch], total: int) -> tuple[Tensor, Tensor]:
+        """Forward, backward and the optimizer: the loss share and the norm, on the device."""
+        parallel = self.plan.parallel
         parallel.before_step()
-        share = self.plan.schedule(parallel, mine, targets.numel())
+        share = self.plan.schedule(parallel, batches, total)
         norm = parallel.clip(MAX_GRADIENT_NORM)
         self.optimizer.step()
         parallel.stepped()
-        return share, norm, targets.numel()
+        return share, norm
 
 
 def train(
@@ -108,32 +131,72 @@ def train(
     Raises UsageError when the loss is not finite.
     """
     trainer = Trainer(world, settings, plan, batches)
+    begin, progress = _resume(settings, trainer, batches)
     held = sum(local(p).numel() for p in plan.parallel.parameters())
-    result = Result(parameters, held)
+    result = Result(parameters, held, begin, *progress)
     report.start(result)
 
     timer = StepTimer(world.device)
     unread: list[Tensor] = []  # [loss share, gradient norm] of the steps since the last line
     timer.mark()
-    for step in range(settings.steps):
+    for step in range(begin, settings.steps):
         share, norm, tokens = trainer.step(step)
         unread.append(torch.stack((share, norm)))
         result.step_tokens.append(tokens)
         timer.mark()
 
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+        last = step + 1 == settings.steps
+        saving = settings.checkpoint and (last or (step + 1) % settings.checkpoint_every == 0)
+        if saving or last or (step + 1) % settings.log_every == 0:
             # The only place that waits for the device: reading a loss stops the CPU, which
             # otherwise queues the next step while this one runs.
             by_rank = gather(torch.stack(unread), world)
             unread.clear()
             result.losses += (by_rank[:, :, 0].sum(0) / plan.copies).tolist()
             result.gradient_norms += by_rank[:, :, 1].mean(0).tolist()
-            result.step_seconds += timer.seconds(start=len(result.step_seconds))
+            result.step_seconds += timer.seconds()
             result.peak_bytes = peak_memory(world.device)
             _refuse_non_finite(result, step, settings)
             report.line(step, result)
+        if saving:
+            assert settings.checkpoint is not None
+            kept = {"losses": result.losses, "gradient_norms": result.gradient_norms}
+            kept |= _what_must_be_the_same(settings, batches)
+            checkpoint.save(settings.checkpoint, step + 1, plan.parallel, trainer.optimizer, kept)
+            timer.restart()
     result.state_bytes = state_bytes(plan.parallel.parameters(), trainer.optimizer)
     return result
+
+
+def _what_must_be_the_same(settings: Settings, batches: Batches) -> dict[str, Any]:
+    """Without these a resumed run would not go on as the first one would have."""
+    names = ("model", "batch_size", "accumulate", "sequence_length", "learning_rate", "seed")
+    found = {name: getattr(settings, name) for name in (*names, "freeze")}
+    return {"settings": found, "text": batches.text.checksum}
+
+
+def _resume(
+    settings: Settings, trainer: Trainer, batches: Batches
+) -> tuple[int, tuple[list[float], list[float]]]:
+    """Read the newest checkpoint, if there is one: steps done, and their losses and norms."""
+    found = checkpoint.newest(settings.checkpoint) if settings.checkpoint else None
+    if found is None:
+        return 0, ([], [])
+    path, progress = found
+    mine = json.loads(json.dumps(_what_must_be_the_same(settings, batches)))
+    for name, value in (mine["settings"] | {"text": mine["text"]}).items():
+        theirs = (progress["settings"] | {"text": progress["text"]})[name]
+        if theirs != value:
+            raise UsageError(
+                f"{path} is of a run with {name} {theirs!r}, and this one has {value!r}: "
+                "use the same, or another --checkpoint folder"
+            )
+    if progress["step"] >= settings.steps:
+        raise UsageError(f"{path} has {progress['step']} steps already: use --steps above that")
+    checkpoint.load(path, trainer.plan.parallel, trainer.optimizer, progress["step"])
+    if trainer.world.rank == 0:
+        print(f"going on from {path}, after step {progress['step']}", flush=True)
+    return progress["step"], (progress["losses"], progress["gradient_norms"])
 
 
 def gather(values: Tensor, world: World) -> Tensor:

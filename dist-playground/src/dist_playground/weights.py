@@ -3,9 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from dist_playground.builtin.wrapped import Wrapped
 from dist_playground.strategy import Parallel
 
 __all__ = ["whole_weights"]
@@ -13,10 +11,6 @@ __all__ = ["whole_weights"]
 
 def whole_weights(parallel: Parallel) -> dict[str, Tensor]:
     """Named as in GPT, on the CPU; empty on other ranks than 0. All ranks must call it."""
-    if isinstance(parallel, Wrapped):
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(parallel.module, options=options)
-        return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
     mine = [
         (piece.name, piece.shape, piece.offset, piece.of(piece.owner.detach()).cpu().clone())
         for piece in parallel.pieces()

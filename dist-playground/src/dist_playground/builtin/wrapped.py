@@ -1,9 +1,12 @@
 """What the training loop needs of a module that torch itself made parallel."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_playground.layout import Piece
@@ -52,8 +55,18 @@ class Wrapped(Parallel):
         raise NotImplementedError
 
     def pieces(self) -> list[Piece]:
-        """Not needed: torch knows how to save its own."""
-        raise NotImplementedError
+        """Every parameter, or this rank's shard of it."""
+        found = []
+        for name, parameter in self.module.named_parameters():
+            size, offset = tuple(parameter.shape), (0,) * parameter.dim()
+            if isinstance(parameter, DTensor):
+                size, offset = compute_local_shape_and_global_offset(
+                    parameter.shape, parameter.device_mesh, parameter.placements
+                )
+            if math.prod(size):
+                name = name.removeprefix("module.")
+                found.append(Piece(name, tuple(parameter.shape), offset, size, parameter, 0))
+        return found
 
 
 class _Scaled(torch.autograd.Function):

@@ -156,6 +156,10 @@ class Bucket:
         self._expected = [0] * len(self.parameters)
         self._left = len(self.parameters)
 
+    def drop(self) -> None:
+        """Forget the buffer: the next gradient allocates another one."""
+        self.buffer, self._views = None, []
+
     def take_products_of(self, linears: Sequence[Linear]) -> None:
         """Let those matrices that are in this bucket write their gradient straight into it."""
         places = {id(parameter): index for index, parameter in enumerate(self.parameters)}
@@ -172,10 +176,17 @@ class BucketLinear(Linear):
     bucket: Bucket
     index: int
 
-    # Not traced by torch.compile: the counting, and the collectives in the backward, are Python.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs] in the weight's dtype."""
+        # Not traced by torch.compile: the counting, and the collectives in the backward, are
+        # Python. The detour costs time on the CPU, so it is taken only where it is needed.
+        return self._untraced(x) if torch.compiler.is_compiling() else self._multiply(x)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _untraced(self, x: Tensor) -> Tensor:
+        return self._multiply(x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
         if not torch.is_grad_enabled():
             return F.linear(x, self.weight)

@@ -24,6 +24,7 @@ from dist_playground.layout import Piece, Placement, run_pieces
 from dist_playground.model import GPT
 from dist_playground.scratch.bucket import ALIGNMENT, Bucket, layout, matrices
 from dist_playground.scratch.token_exchange import Later
+from dist_playground.scratch.vocabulary import VocabularyEmbedding
 from dist_playground.strategy import MicroBatch, Parallel
 
 __all__ = ["FSDP"]
@@ -35,6 +36,20 @@ class Slot:
     def __init__(self, numel: int, dtype: torch.dtype, device: torch.device) -> None:
         self.flat = torch.zeros(numel, dtype=dtype, device=device)
         self.owner: Unit | None = None
+
+
+class Slots:
+    """Slots that units of one kind take in turns."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._made: dict[tuple[object, ...], list[Slot]] = {}
+
+    def next(self, kind: tuple[object, ...], most: int, numel: int) -> Slot:
+        """A new one, or, when there are `most` of this kind, the one that waited longest."""
+        made = self._made.setdefault(kind, [])
+        made.append(made.pop(0) if len(made) == most else Slot(numel, self.dtype, self.device))
+        return made[-1]
 
 
 class Unit:
@@ -105,6 +120,9 @@ class Stage:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = list(modules)
         self.units: list[Unit] = []
+        # The gradient of a lookup needs the tokens, not the table.
+        lookup = (nn.Embedding, VocabularyEmbedding)
+        self.only_forward = all(isinstance(module, lookup) for module in modules)
 
 
 class FSDP(Parallel):
@@ -121,7 +139,6 @@ class FSDP(Parallel):
     ) -> None:
         self.module = module
         self.axis = axis
-        self._dtype = dtype
         self._later = later
         self._placements = placements
         self._names = {id(p): name for name, p in module.named_parameters()}
@@ -135,46 +152,53 @@ class FSDP(Parallel):
         if module.config.tied:
             # One table at both ends: it stays from the beginning to the end.
             ends = [[module.embedding, module.norm, module.head], []]
-        blocks = list(module.blocks)
-        groups = [ends[0], *([block] for block in blocks), ends[1]]
-        shared: dict[tuple[int, bool], list[Slot]] = {}
-        self._stages = [Stage(group) for group in groups if group]
+        blocks = [[block] for block in module.blocks]
+        self._stages = [Stage(group) for group in (ends[0], *blocks, ends[1]) if group]
+        slots = Slots(dtype, module.embedding.weight.device)
+        # Embedding and head take turns too, where nothing of them is frozen: the one's table is
+        # needed before the other's, and not again.
+        at_ends = [[p for m in end for p in m.parameters()] for end in ends]
+        alike = all(p.requires_grad for end in at_ends for p in end)
+        longest = max(padded(layout(end)[1], axis.size) for end in at_ends)
         for stage in self._stages:
-            is_block = len(stage.modules) == 1 and stage.modules[0] in blocks
-            self._add_units(stage, shared if is_block and reshard else {})
+            for named in self._units_of(stage):
+                numel = padded(layout(list(named.values()))[1], axis.size)
+                if stage.modules in blocks:
+                    trained = next(iter(named.values())).requires_grad
+                    slot = slots.next(
+                        ("block", numel, trained), 2 if reshard else len(blocks), numel
+                    )
+                elif alike:
+                    slot = slots.next(("ends",), 1, longest)
+                else:
+                    slot = Slot(numel, dtype, slots.device)
+                self._add_unit(stage, Unit(named, axis, slot))
         for number, stage in enumerate(self._stages):
             self._hook(stage, number)
 
-    def _add_units(self, stage: Stage, shared: dict[tuple[int, bool], list[Slot]]) -> None:
+    def _units_of(self, stage: Stage) -> list[dict[str, nn.Parameter]]:
+        """The stage's trained parameters, and its frozen ones, by name."""
         named = {self._names[id(p)]: p for m in stage.modules for p in m.parameters()}
-        for trained in (True, False):
-            mine = {name: p for name, p in named.items() if p.requires_grad == trained}
-            if not mine:
-                continue
-            numel = padded(layout(list(mine.values()))[1], self.axis.size)
-            slots = shared.setdefault((numel, trained), [])
-            if len(slots) < 2:
-                device = next(iter(mine.values())).device
-                slots.append(Slot(numel, self._dtype, device))
-            else:
-                slots.reverse()  # the one that the block before the last one used
-            unit = Unit(mine, self.axis, slots[-1])
-            stage.units.append(unit)
-            self.units.append(unit)
-            if trained:
-                bucket = Bucket(
-                    unit.parameters, self._allocate, self._complete, lambda: True, self._later
-                )
-                bucket.take_products_of(self._linears)
-                self._buckets.append(bucket)
-                self._unit_of[id(bucket)] = unit
+        halves = [{n: p for n, p in named.items() if p.requires_grad == t} for t in (True, False)]
+        return [half for half in halves if half]
+
+    def _add_unit(self, stage: Stage, unit: Unit) -> None:
+        stage.units.append(unit)
+        self.units.append(unit)
+        if unit.shard.requires_grad:
+            bucket = Bucket(
+                unit.parameters, self._allocate, self._complete, lambda: True, self._later
+            )
+            bucket.take_products_of(self._linears)
+            self._buckets.append(bucket)
+            self._unit_of[id(bucket)] = unit
 
     def _hook(self, stage: Stage, number: int) -> None:
         def before_forward(*_: Any) -> None:
             self._enter(number, number + 1)
 
         def before_backward(_: Tensor) -> None:
-            self._enter(number, number - 1)
+            self._enter(number, number - 1, backward=True)
 
         def after_forward(_: nn.Module, __: Any, output: Tensor) -> None:
             if output.requires_grad:
@@ -183,13 +207,18 @@ class FSDP(Parallel):
         stage.modules[0].register_forward_pre_hook(before_forward)
         stage.modules[-1].register_forward_hook(after_forward)
 
-    def _enter(self, number: int, following: int) -> None:
+    def _enter(self, number: int, following: int, backward: bool = False) -> None:
         """Stage `number` is about to compute, and after it the one called `following`."""
-        for unit in self._stages[number].units:
+        for unit in self._needed(number, backward):
             unit.wait()
-        if 0 <= following < len(self._stages):
-            for unit in self._stages[following].units:
-                unit.gather()
+        for unit in self._needed(following, backward):
+            unit.gather()
+
+    def _needed(self, number: int, backward: bool) -> list[Unit]:
+        if not 0 <= number < len(self._stages):
+            return []
+        stage = self._stages[number]
+        return [] if backward and stage.only_forward else stage.units
 
     def _allocate(self, bucket: Bucket) -> Tensor:
         # One buffer on its way and one being filled: by the time that a block has filled its own,
@@ -212,7 +241,7 @@ class FSDP(Parallel):
             mine = torch.empty_like(unit.shard)
             work = dist.reduce_scatter_tensor(mine, buffer, group=self.axis.group, async_op=True)
         self._sending.append((work, unit, buffer, mine))
-        bucket.buffer = None
+        bucket.drop()
         bucket.reset()
         self._waiting.discard(id(bucket))
 

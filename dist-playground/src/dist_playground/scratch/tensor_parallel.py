@@ -40,7 +40,7 @@ class ParallelNorm(nn.Module):
         weight = sum_gradient(self.weight, self.exchange)
         x_nD = x_nD.float()
         inverse_rms = x_nD.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
-        return (x_nD * inverse_rms * weight).to(self.output_dtype)  # type: ignore[no-any-return]
+        return (x_nD * inverse_rms * weight).to(self.output_dtype)
 
 
 class ParallelBlock(nn.Module):
@@ -58,10 +58,10 @@ class ParallelBlock(nn.Module):
         """[n, D] -> [n, D]."""
         T = rotation_2TF.shape[1]
         y_ND = gather_tokens(self.attention_norm(x_nD), self.exchange)
-        y_BTD = self.attention(y_ND.unflatten(0, (-1, T)), rotation_2TF)
+        y_BTD = self.attention(y_ND.unflatten(0, (-1, T)), rotation_2TF)  # type: ignore[no-untyped-call]
         x_nD = x_nD + scatter_tokens(y_BTD.flatten(0, 1), self.exchange)
         y_ND = self.mlp(gather_tokens(self.mlp_norm(x_nD), self.exchange))
-        return x_nD + scatter_tokens(y_ND, self.exchange)  # type: ignore[no-any-return]
+        return x_nD + scatter_tokens(y_ND, self.exchange)
 
 
 class ParallelHead(nn.Module):

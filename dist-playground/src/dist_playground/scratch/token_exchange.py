@@ -98,23 +98,28 @@ class _SumGradient(torch.autograd.Function):
         return dy, None
 
 
-# Not traced by torch.compile: collectives, and the queue, are Python.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def gather_tokens(x_nD: Tensor, exchange: Exchange) -> Tensor:
     """All ranks' tokens, in order of rank: [n, D] -> [N, D]."""
-    y_ND: Tensor = _Gather.apply(x_nD, exchange)  # type: ignore[no-untyped-call]
-    return y_ND
+    return _apply(_Gather, x_nD, exchange)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def scatter_tokens(x_ND: Tensor, exchange: Exchange) -> Tensor:
     """The sum over the ranks of partial results, this rank's tokens of it: [N, D] -> [n, D]."""
-    y_nD: Tensor = _Scatter.apply(x_ND, exchange)  # type: ignore[no-untyped-call]
-    return y_nD
+    return _apply(_Scatter, x_ND, exchange)
+
+
+def sum_gradient(x: Tensor, exchange: Exchange) -> Tensor:
+    """The same tensor; its gradient, a part on each rank, is summed over the axis."""
+    return _apply(_SumGradient, x, exchange)
+
+
+def _apply(function: type[torch.autograd.Function], x: Tensor, exchange: Exchange) -> Tensor:
+    # Collectives and the queue are Python, not to be traced. The detour costs time on the CPU.
+    if torch.compiler.is_compiling():
+        return _untraced(function, x, exchange)  # type: ignore[no-any-return]
+    return function.apply(x, exchange)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def sum_gradient(x: Tensor, exchange: Exchange) -> Tensor:
-    """The same tensor; its gradient, a part on each rank, is summed over the axis."""
-    y: Tensor = _SumGradient.apply(x, exchange)  # type: ignore[no-untyped-call]
-    return y
+def _untraced(function: type[torch.autograd.Function], x: Tensor, exchange: Exchange) -> Tensor:
+    return function.apply(x, exchange)  # type: ignore[no-any-return, no-untyped-call]
