@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.default_planner import (
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
+    Metadata,
     MetadataIndex,
     TensorProperties,
 )
@@ -93,6 +94,19 @@ class SavePlanner(DefaultSavePlanner):
 class LoadPlanner(DefaultLoadPlanner):
     """Finds where the numbers of a rectangle are to be read into."""
 
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False)
+
+    def set_up_planner(
+        self,
+        state_dict: dict[str, Any],
+        metadata: Metadata | None = None,
+        is_coordinator: bool = False,
+    ) -> None:
+        """Take the state as it is: the default one drops what is no tensor."""
+        self.state_dict, self.metadata = state_dict, metadata
+        self.is_coordinator = is_coordinator
+
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         """The part that begins at the index's offset."""
         return self.state_dict[index.fqn].__get_tensor_shard__(index)  # type: ignore[no-any-return]
@@ -100,11 +114,10 @@ class LoadPlanner(DefaultLoadPlanner):
 
 def _state(parallel: Parallel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Views of this rank's weights and moments, named by the whole model's tensors."""
-    state: dict[str, dict[str, Rectangles]] = {"weight": {}, **{name: {} for name in MOMENTS}}
+    state: dict[str, Rectangles] = {}
 
     def add(kind: str, piece: Piece, tensor: Tensor) -> None:
-        of_kind = state[kind]
-        whole = of_kind.setdefault(piece.name, Rectangles(piece.shape))
+        whole = state.setdefault(f"{kind}.{piece.name}", Rectangles(piece.shape))
         whole.add(piece.offset, piece.of(tensor))
 
     for piece in parallel.pieces():
