@@ -126,9 +126,15 @@ def trial(workload: Workload, method: Method, rows: int, **more: Any) -> dict[st
 def trials(workload: Workload, ranks: int) -> list[dict[str, Any]]:
     """References first, then every method in turns; compiled ones once, last."""
     alone = Method(IDEAL, "single", ())
-    whole = Method("reference", "single", ("--accumulate", str(ranks)))
-    steps = {"warm_up": 1, "timed": VERIFIED_STEPS - 1}
-    found = [trial(workload, whole, workload.rows * ranks, alone=True, **steps)]
+    found = []
+    for kind in SPLITS_BATCH:
+        if kind in workload.kinds:
+            # One process that rounds weights where this kind does: FSDP also rounds the norms'
+            # and the embedding's, to what it sends.
+            script = "fsdp" if kind == "fsdp" else "single"
+            whole = Method(f"reference for {kind}", script, ("--accumulate", str(ranks)))
+            steps = {"warm_up": 1, "timed": VERIFIED_STEPS - 1}
+            found.append(trial(workload, whole, workload.rows * ranks, alone=True, **steps))
     methods = [m for kind in workload.kinds for m in METHODS[kind]]
     for _ in range(workload.rounds):
         found.append(trial(workload, alone, workload.rows, alone=True))
@@ -278,7 +284,6 @@ def add_training(
     by_name: dict[str, list[dict[str, Any]]] = {}
     for each in found:
         by_name.setdefault(each["name"], []).append(each)
-    references = {True: by_name.get("reference"), False: by_name.get(IDEAL)}
     timelines = {}
     for kind in workload.kinds:
         rows: list[infra_bench.Row] = []
@@ -288,7 +293,7 @@ def add_training(
                 rows += rows_for(IDEAL + ending, ideal, False, None, workload.dtype, peak)
             for method in METHODS[kind]:
                 results = by_name.get(method.name + ending)
-                reference = references[method.kind in SPLITS_BATCH]
+                reference = by_name.get(f"reference for {kind}" if kind in SPLITS_BATCH else IDEAL)
                 if not results or not reference:
                     continue
                 error = loss_difference([r["losses"] for r in results], reference[0]["losses"])

@@ -17,15 +17,9 @@ each, 1e-3 in the mean: 5e-3 (seen: 2e-4). The norm is one such number without a
 5e-2 (seen: 2e-3). Four steps: rounding is amplified fast.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
 from dist_playground.settings import parse_settings
+from launching import train_cases
 from one_process import differences
 
 LOSS, NORM, WEIGHTS = 1e-5, 1e-4, 1e-4
@@ -100,29 +94,6 @@ COMPILED = {
 }
 
 
-def train(ranks: int, cases: dict, folder: Path, device: str = "cpu") -> dict:
-    """All cases in one process group of so many ranks: {name: (record, weights)}."""
-    (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", str(Path(__file__).with_name("worker.py"))]
-    command += [str(folder / "cases.json"), str(folder / "out.pt"), device]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=110 if ranks == 2 and device == "cpu" else 280)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(35)
-    assert process.returncode == 0, output
-    return torch.load(folder / "out.pt", weights_only=True)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """trained(ranks, cases, name): one case's result; all of `cases` are trained once."""
@@ -131,7 +102,7 @@ def trained(tmp_path_factory):
     def get(ranks: int, cases: dict, name: str, device: str = "cpu"):
         key = (ranks, id(cases), device)
         if key not in done:
-            done[key] = train(ranks, cases, tmp_path_factory.mktemp("run"), device)
+            done[key] = train_cases(ranks, cases, tmp_path_factory.mktemp("run"), device)
         return differences(parse_settings("", cases[name][1]), *done[key][name])
 
     return get

@@ -89,7 +89,8 @@ def build(kind: str, settings: Settings, world: World, sizes: dict[str, int], mo
     grid = Grid(sizes, world.rank)
     axis = Axis(1, 0, None, (world.rank,)) if alone else grid.replicas
     # Alone, every rank's gradient is its own affair: nobody's norm is to be asked for.
-    placements = placements_of(model, holders=dist.get_world_size() if alone else 1)
+    others = dist.get_world_size() if alone else dist.get_world_size() // world.size
+    placements = placements_of(model, holders=others)
     later: Later | None = None
     if grid.tensor.size > 1:
         exchange = Exchange(grid.tensor, world.device)
