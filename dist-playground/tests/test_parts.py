@@ -1,5 +1,6 @@
 """Parts that are checked alone, and checks that need several ranks at once (checks.py)."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from dist_playground.memory import parameters, predicted_peak
 from dist_playground.model import GPT, MODELS, GPTConfig, Linear
 from dist_playground.scratch.ring_attention import chunks_of, pairs
 from dist_playground.trace import Timeline, draw, merged, total
-from launching import running
+from launching import PACKAGE, running
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,29 @@ def test_a_block_saves_as_many_bytes_as_the_formula_says():
     assert output.requires_grad
     # Attention's log-sum-exp and the norms' factors are the little that is above 46.
     assert 46 <= bytes_a_channel <= 46.2
+
+
+RECORDED = [
+    ("2x-h100-80gb-hbm3_2026-11-26_5dd0c87.json", ("ddp", "zero1", "tensor")),
+    ("2x-h100-80gb-hbm3_2026-11-26_63c49f5.json", ("ddp", "zero1", "fsdp", "fsdp, no reshard")),
+]
+
+
+@pytest.mark.parametrize(("file", "methods"), RECORDED)
+def test_the_formula_is_within_five_percent_of_every_recorded_peak(file, methods):
+    record = json.loads((PACKAGE / "results" / file).read_text())
+    compared = 0
+    for case in record["cases"]:
+        for row in case["rows"]:
+            if row["metric"] != "peak memory" or row["implementation"] not in methods:
+                continue
+            tokens = case["params"]["rows"] * case["params"]["T"]
+            kind = row["implementation"].split(",")[0].replace("tensor", "tensor_parallel")
+            reshard = "no reshard" not in row["implementation"]
+            predicted = predicted_peak(MODELS[case["params"]["model"]], kind, 2, tokens, reshard)
+            assert predicted / 2**30 == pytest.approx(row["median"], rel=0.05)
+            compared += 1
+    assert compared >= 4
 
 
 def test_sharding_divides_what_the_formula_says():

@@ -8,7 +8,7 @@ backward, are 46 bytes for each token and channel: two norms keep their float32 
 before the weight (16) and give a bfloat16 output (4); query, key, value, attention's result and
 the output's input are bfloat16 (10); the MLP keeps both ends of its GELU, four times as wide (16).
 The peak is in the loss's backward, where three float32 tensors of logits exist at once (12 V);
-10 D are the ends of the model. docs/memory.md derives it.
+10 D are the ends of the model. docs/training-memory.md derives it.
 """
 
 from dist_playground.model import GPTConfig
@@ -41,6 +41,8 @@ def predicted_peak(
     if kind == "fsdp":
         # Gradients are not there yet at the peak. Two blocks are gathered, or all, and one end.
         gathered = 2 * ((2 if reshard else L) * 12 * D**2 + V * D)
-        return 12 * n / ranks + gathered + activations
+        # With few tokens memory is fullest at the end of the backward: all gradients are there,
+        # and the embedding's twice more, in bfloat16 and, not yet summed, in float32.
+        return gathered + max(12 * n / ranks + activations, 16 * n / ranks + 6 * V * D)
     moments = 8 * n / (ranks if kind == "zero1" else 1)
     return 10 * n - 2 * table + moments + activations

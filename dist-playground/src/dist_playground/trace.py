@@ -46,6 +46,11 @@ def merged(intervals: list[Interval]) -> list[Interval]:
     return found
 
 
+def joined(intervals: list[Interval], gap: float) -> list[Interval]:
+    """Merged, also across gaps that are too short to be seen: a picture needs no more."""
+    return [(start, stop - gap) for start, stop in merged([(a, b + gap) for a, b in intervals])]
+
+
 def total(intervals: list[Interval]) -> float:
     """Their length together; they must not overlap."""
     return sum(stop - start for start, stop in intervals)
@@ -96,7 +101,7 @@ def draw(timelines: dict[str, Timeline]) -> str:
         for row, (colour, intervals) in enumerate(
             (("#4878a8", timeline.compute), ("#d8843c", timeline.communication))
         ):
-            for start, stop in intervals:
+            for start, stop in joined(intervals, 0.3 / scale):
                 parts.append(
                     f'<rect x="{left + start * scale:.2f}" y="{y + row * (lane + 2)}" '
                     f'width="{max((stop - start) * scale, 0.1):.2f}" height="{lane}" '

@@ -222,10 +222,11 @@ class FSDP(Parallel):
 
     def _allocate(self, bucket: Bucket) -> Tensor:
         # One buffer on its way and one being filled: by the time that a block has filled its own,
-        # the sum of the block before it has had that long to arrive.
-        while len(self._sending) > 1:
-            self._receive()
+        # the sum of the block before it has had that long to arrive. The embedding's, the last
+        # and largest, comes when memory is fullest, and waits for all others to be gone.
         unit = self._unit_of[id(bucket)]
+        while len(self._sending) > (0 if unit is self.units[0] else 1):
+            self._receive()
         buffer = torch.empty(unit.numel, device=unit.shard.device)
         # Padding is summed and stepped too: it stays 0.
         ends = [s + p.numel() for s, p in zip(unit.starts, unit.parameters, strict=True)]
