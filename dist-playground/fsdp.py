@@ -5,10 +5,9 @@ and optimizer state, and gathers a block's weights just while it runs.
 """
 
 try:
-    from dist_playground.fsdp import FSDP
     from dist_playground.script import run_script
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error}: run `pip install ./dist-playground` first") from None
 
 if __name__ == "__main__":
-    run_script(FSDP, __doc__ or "")
+    run_script("fsdp", __doc__ or "")

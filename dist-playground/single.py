@@ -7,9 +7,8 @@ communication is measured against, and the losses that a missing all-reduce woul
 
 try:
     from dist_playground.script import run_script
-    from dist_playground.single import SINGLE
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error}: run `pip install ./dist-playground` first") from None
 
 if __name__ == "__main__":
-    run_script(SINGLE, __doc__ or "")
+    run_script("single", __doc__ or "")

@@ -5,9 +5,8 @@ Tensor parallel: every matrix is cut over the ranks, and all of them work on the
 
 try:
     from dist_playground.script import run_script
-    from dist_playground.tensor_parallel import TENSOR_PARALLEL
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error}: run `pip install ./dist-playground` first") from None
 
 if __name__ == "__main__":
-    run_script(TENSOR_PARALLEL, __doc__ or "")
+    run_script("tensor_parallel", __doc__ or "")

@@ -1,4 +1,4 @@
-"""The global batch depends on seed and step alone, and the ranks' rows make it up exactly."""
+"""Every window once an epoch, in an order that depends on the seed alone; shares are exact."""
 
 import sys
 import zlib
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dist_playground.data import Batches, Text, read_standard_library, rows_of_rank
+from dist_playground.data import Batches, Text, read_standard_library, share_of
 from dist_playground.errors import UsageError
 
 
@@ -15,55 +15,56 @@ def counting_text(length: int) -> Text:
     return Text((torch.arange(length) % 251).to(torch.uint8), files=1)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 12])
-def test_ranks_together_see_the_global_batch(size):
-    batches = Batches(read_standard_library(), batch_size=12, sequence_length=17, seed=3)
-    whole = batches.draw(5, slice(None))
-    parts = [batches.draw(5, rows_of_rank(12, rank, size)) for rank in range(size)]
-    for index in (0, 1):
-        assert torch.equal(torch.cat([part[index] for part in parts]), whole[index])
-    assert whole[0].shape == whole[1].shape == (12, 17)
-    assert whole[0].dtype == torch.int64
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 12, 13])
+@pytest.mark.parametrize("rows", [0, 1, 7, 12])
+def test_shares_together_are_the_whole(rows, size):
+    shares = [share_of(rows, index, size) for index in range(size)]
+    assert [row for share in shares for row in range(rows)[share]] == list(range(rows))
+    lengths = [share.stop - share.start for share in shares]
+    assert max(lengths) - min(lengths) <= 1
 
 
 def test_a_target_is_the_next_byte():
-    batches = Batches(counting_text(1000), batch_size=64, sequence_length=20, seed=0)
-    inputs, targets = batches.draw(0, slice(None))
+    batches = Batches(counting_text(1000), batch_size=64, sequence_length=15, seed=0)
+    inputs, targets = batches.draw(0)
+    assert inputs.shape == targets.shape == (64, 15)
+    assert inputs.dtype == torch.int64
     assert torch.equal(targets, (inputs + 1) % 251)
 
 
-def test_seed_and_step_each_change_the_batch():
-    text = read_standard_library()
+@pytest.mark.parametrize("length", [98, 99, 100, 109])
+def test_an_epoch_has_every_window_once_and_a_short_last_batch(length):
+    batches = Batches(counting_text(length), batch_size=4, sequence_length=10, seed=0)
+    assert batches.windows == (length - 1) // 10
+    for epoch in range(3):
+        steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+        drawn = [batches.draw(step)[0] for step in steps]
+        assert [len(rows) for rows in drawn[:-1]] == [4] * (len(drawn) - 1)
+        assert len(drawn[-1]) == batches.windows - 4 * (len(drawn) - 1) > 0
+        starts = sorted(torch.cat(drawn)[:, 0].tolist())
+        assert starts == [10 * number for number in range(batches.windows)]
 
-    def draw(seed: int, step: int) -> torch.Tensor:
-        return Batches(text, 8, 32, seed).draw(step, slice(None))[0]
 
-    assert torch.equal(draw(1, 2), draw(1, 2))
-    # Keeping only 32 bits of the seed, or joining seed and step word by word, would repeat one.
-    different = [draw(0, 0), draw(0, 1), draw(1, 0), draw(2**32, 0), draw(2**32, 1), draw(1, 1)]
+def test_seed_and_epoch_each_change_the_order():
+    text = read_standard_library(most=30000)
+
+    def epoch(seed: int, number: int) -> torch.Tensor:
+        batches = Batches(text, 1000, 32, seed)
+        assert batches.steps_per_epoch == 1
+        return batches.draw(number)[0]
+
+    assert torch.equal(epoch(1, 2), epoch(1, 2))
+    # Keeping only 32 bits of the seed, or joining seed and epoch word by word, would repeat one.
+    different = [epoch(0, 0), epoch(0, 1), epoch(1, 0), epoch(2**32, 0), epoch(2**32, 1)]
     for i, first in enumerate(different):
         for second in different[i + 1 :]:
             assert not torch.equal(first, second)
 
 
-def test_every_start_is_drawn_and_none_is_out_of_bounds():
-    # 5 bytes, windows of 3 + 1: starts 0 and 1 only.
-    batches = Batches(counting_text(5), batch_size=64, sequence_length=3, seed=0)
-    inputs, targets = batches.draw(0, slice(None))
-    assert set(inputs[:, 0].tolist()) == {0, 1}
-    assert targets.max() == 4
-
-
 def test_a_text_that_is_too_short_is_refused():
     with pytest.raises(UsageError, match=r"--sequence-length 5 .* 5 bytes: use at most 4"):
         Batches(counting_text(5), batch_size=1, sequence_length=5, seed=0)
-    Batches(counting_text(5), batch_size=1, sequence_length=4, seed=0).draw(0, slice(None))
-
-
-@pytest.mark.parametrize(("batch", "size", "fits"), [(7, 2, 6), (1, 4, 4), (10, 4, 8)])
-def test_a_batch_that_does_not_divide_is_refused(batch, size, fits):
-    with pytest.raises(UsageError, match=f"{batch} .* {size} ranks: use --batch-size {fits}"):
-        rows_of_rank(batch, 0, size)
+    Batches(counting_text(5), batch_size=1, sequence_length=4, seed=0).draw(0)
 
 
 def test_the_text_is_python_source_and_the_same_each_time():

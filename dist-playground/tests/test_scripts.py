@@ -9,6 +9,11 @@ import sys
 import time
 
 import pytest
+import torch
+from dist_playground.errors import UsageError
+from dist_playground.plan import check
+from dist_playground.settings import parse_settings
+from dist_playground.world import World
 
 SMALL = ("--steps", "4", "--batch-size", "4", "--sequence-length", "16", "--device", "cpu")
 
@@ -24,21 +29,18 @@ def test_each_rank_prints_its_lines_and_the_record_agrees(launch, tmp_path):
     file = tmp_path / "new folder" / "run.json"
     done = launch("fsdp.py", *SMALL, "--log-every", "3", "--json", str(file), ranks=2)
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^\[rank (\d)\] pid", done.stdout, re.M) == ["0", "1"]
+    assert re.findall(r"^\[rank (\d)\] .*pid", done.stdout, re.M) == ["0", "1"]
     assert "trains on rows 0 to 1" in done.stdout
     assert "trains on rows 2 to 3" in done.stdout
     assert re.findall(r"^\[rank (\d)\] median step", done.stdout, re.M) == ["0", "1"]
-    lines = re.findall(
-        r"^step +(\d+)/4  loss ([\d.]+) \(by rank ([\d.]+) ([\d.]+)\)", done.stdout, re.M
-    )
+    lines = re.findall(r"^step +(\d+)/4  loss ([\d.]+)", done.stdout, re.M)
     assert [line[0] for line in lines] == ["3", "4"]
 
     record = json.loads(file.read_text())
     assert not list(file.parent.glob("*.tmp"))
     assert len(record["losses"]) == len(record["tokens_per_second"]) == 4
-    for step, loss, *by_rank in lines:
+    for step, loss in lines:
         assert float(loss) == pytest.approx(record["losses"][int(step) - 1], abs=1e-4)
-        assert float(loss) == pytest.approx(sum(map(float, by_rank)) / 2, abs=1e-4)
     # Two ranks hold half each: 4 bytes a weight, a gradient and two moments, and a step counter.
     for rank in record["ranks"]:
         assert rank["held_parameters"] == record["parameters"] / 2
@@ -46,16 +48,46 @@ def test_each_rank_prints_its_lines_and_the_record_agrees(launch, tmp_path):
         assert rank["peak_bytes"] > rank["state_bytes"]
 
 
-def test_a_batch_that_does_not_divide_ends_every_rank_at_once(launch):
+@pytest.mark.parametrize(
+    ("script", "options", "says"),
+    [
+        ("ddp.py", ["--mesh", "data=3"], r"multiply to 3; start 3 ranks"),
+        ("ddp.py", ["--mesh", "dta=2"], r"'dta=2' is not one of data, pipeline, context, tensor"),
+        ("tensor_parallel.py", ["--sequence-length", "17"], r"17 .* 2 .* --sequence-length 18"),
+        ("context_parallel.py", ["--sequence-length", "18"], r"18 .* 2 .* --sequence-length 20"),
+        ("pipeline.py", ["--zero1"], r"leave out the axis tensor, fsdp.py and --zero1"),
+        ("fsdp.py", ["--impl", "torch", "--mesh", "tensor=2"], r"--impl torch has one axis here"),
+    ],
+)
+def test_a_world_that_does_not_fit_ends_every_rank_at_once(launch, script, options, says):
     begin = time.monotonic()
-    done = launch("ddp.py", *SMALL, "--batch-size", "5", ranks=2)
+    done = launch(script, *SMALL, *options, ranks=2)
     assert done.returncode != 0
     # torchrun ends the other rank when the first has failed: at least one was in time to speak.
-    assert re.search(
-        r"\[rank \d\] error: --batch-size 5 .* 2 ranks: use --batch-size 4", done.stderr
-    )
+    assert re.search(rf"\[rank \d\] error: .*{says}", done.stderr), done.stderr
     assert "step" not in done.stdout
     assert time.monotonic() - begin < 30
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "says"),
+    [
+        ("tiny", 3, r"4 heads .* 3 tensor-parallel ranks: use 1 or 2 or 4"),
+        ("tiny", 8, r"4 heads .* 8 tensor-parallel ranks: use 1 or 2 or 4"),
+        ("small", 5, r"12 heads .* 5 tensor-parallel ranks: use 1 or 2 or 3 or 4 or 6 or 12"),
+    ],
+)
+def test_heads_that_do_not_divide_are_refused(model, size, says):
+    settings = parse_settings("", ["--model", model])
+    world = World(0, size, 0, torch.device("cpu"), launched=True)
+    with pytest.raises(UsageError, match=says):
+        check("tensor_parallel", settings, world)
+
+
+def test_more_stages_than_layers_are_refused():
+    world = World(0, 5, 0, torch.device("cpu"), launched=True)
+    with pytest.raises(UsageError, match="5 pipeline stages for 4 layers: use at most 4"):
+        check("pipeline", parse_settings("", []), world)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(launch):
@@ -71,9 +103,8 @@ def test_ranks_with_different_options_are_refused(launch, tmp_path):
     script.write_text(
         "import os, sys\n"
         "sys.argv += ['--seed', os.environ['RANK']]\n"
-        "from dist_playground.ddp import DDP\n"
         "from dist_playground.script import run_script\n"
-        "run_script(DDP, '')\n"
+        "run_script('ddp', '')\n"
     )
     done = launch(str(script), *SMALL, ranks=2)
     assert done.returncode != 0
@@ -135,7 +166,7 @@ def test_a_killed_rank_ends_the_run_in_time(start, script):
     with start(script, *options, ranks=2) as process:
         pids = {}
         for line in process.stdout:
-            if found := re.match(r"\[rank (\d)\] pid (\d+)", line):
+            if found := re.match(r"\[rank (\d)\] .*pid (\d+)", line):
                 pids[found[1]] = int(found[2])
             if line.startswith("step    3/"):
                 break

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dist_playground.errors import UsageError
 
-__all__ = ["VOCABULARY_SIZE", "Batches", "Text", "read_standard_library", "rows_of_rank"]
+__all__ = ["VOCABULARY_SIZE", "Batches", "Text", "read_standard_library", "share_of"]
 
 VOCABULARY_SIZE = 256  # a token is a byte
 FILES = 64  # modules read, in order of name: about 1.5 MB
@@ -34,42 +34,39 @@ class Text:
         return zlib.crc32(self.tokens.numpy().tobytes())
 
 
-def read_standard_library(folder: Path | None = None, files: int = FILES) -> Text:
-    """Read the first `files` public modules, by name, of Python's standard library.
+def read_standard_library(folder: Path | None = None, most: int = 0) -> Text:
+    """Read the first 64 public modules, by name, of Python's standard library.
 
-    Raises UsageError when the folder has no .py file (a Python that ships it as a zip file).
+    `most` above 0 keeps only so many bytes. Raises UsageError when the folder has no .py file (a
+    Python that ships it as a zip file).
     """
     folder = folder or Path(sysconfig.get_path("stdlib"))
     # Names with an underscore first are left out: some differ from machine to machine.
-    modules = sorted(path for path in folder.glob("[a-z]*.py") if path.is_file())[:files]
+    modules = sorted(path for path in folder.glob("[a-z]*.py") if path.is_file())[:FILES]
     if not modules:
         raise UsageError(f"{folder} has no .py files to train on: use a Python that ships them")
     data = b"\n".join(path.read_bytes() for path in modules)
+    data = data[:most] if most else data
     return Text(torch.frombuffer(bytearray(data), dtype=torch.uint8), len(modules))
 
 
-def rows_of_rank(global_batch: int, rank: int, size: int) -> slice:
-    """The rows of the global batch that belong to this rank: equal shares, in order of rank.
-
-    Equal, since the mean of the ranks' mean losses is the global mean only then.
-    Raises UsageError when `size` does not divide `global_batch`.
-    """
-    if global_batch % size:
-        fits = max(size, global_batch // size * size)
-        raise UsageError(
-            f"--batch-size {global_batch} is the global batch and is not divisible by the "
-            f"{size} ranks: use --batch-size {fits}"
-        )
-    share = global_batch // size
-    return slice(rank * share, (rank + 1) * share)
+def share_of(rows: int, index: int, parts: int) -> slice:
+    """The rows that belong to part `index` of `parts`, in order; the first ones get one more."""
+    share, more = divmod(rows, parts)
+    start = index * share + min(index, more)
+    return slice(start, start + share + (index < more))
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Draws windows of the text: the same (seed, step) gives the same global batch anywhere."""
+    """Epochs over all windows of the text, shuffled: step k's batch is the same anywhere.
+
+    It depends on the seed and k alone, so a run that resumes at step k needs nothing else to go
+    on exactly, with any number of ranks. The last batch of an epoch may have fewer rows.
+    """
 
     text: Text
-    batch_size: int
+    batch_size: int  # rows of the global batch
     sequence_length: int
     seed: int
 
@@ -81,14 +78,25 @@ class Batches:
                 f"{available} bytes: use at most {available - 1}"
             )
 
-    def draw(self, step: int, rows: slice) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [B, T], int64, of these rows; a target is the input's next byte."""
-        # A spawn key keeps (seed, step) apart whatever their size. Both packed into one integer
+    @property
+    def windows(self) -> int:
+        """How many windows of sequence_length tokens (and the one that follows) the text has."""
+        return (len(self.text.tokens) - 1) // self.sequence_length
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches until every window was drawn once."""
+        return -(-self.windows // self.batch_size)
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets [B, T], int64, of a step; a target is the input's next byte."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        # A spawn key keeps (seed, epoch) apart whatever their size. Both packed into one integer
         # would not do: torch's CPU generator, for one, keeps only the low 32 bits of a seed.
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(step,))
-        generator = np.random.default_rng(sequence)
-        last_start = len(self.text.tokens) - self.sequence_length
-        starts_B = torch.from_numpy(generator.integers(0, last_start, size=self.batch_size))
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
+        order = np.random.default_rng(sequence).permutation(self.windows)
+        rows = order[number * self.batch_size : (number + 1) * self.batch_size]
+        starts_B = torch.from_numpy(rows * self.sequence_length)
         window_U = torch.arange(self.sequence_length + 1)
-        tokens_BU = self.text.tokens[starts_B[rows, None] + window_U].long()
+        tokens_BU = self.text.tokens[starts_B[:, None] + window_U].long()
         return tokens_BU[:, :-1], tokens_BU[:, 1:]

@@ -34,12 +34,21 @@ class StepTimer:
         else:
             self._clock.append(time.perf_counter())
 
-    def seconds(self, start: int = 0) -> list[float]:
-        """Duration of each step from `start` on; waits for the device."""
+    def seconds(self) -> list[float]:
+        """Duration of each step since the last call; waits for the device."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            return [a.elapsed_time(b) / 1e3 for a, b in pairwise(self._events[start:])]
-        return [b - a for a, b in pairwise(self._clock[start:])]
+            found = [a.elapsed_time(b) / 1e3 for a, b in pairwise(self._events)]
+        else:
+            found = [b - a for a, b in pairwise(self._clock)]
+        self._events, self._clock = self._events[-1:], self._clock[-1:]
+        return found
+
+    def restart(self) -> None:
+        """What happened since the last mark belongs to no step."""
+        self._events.clear()
+        self._clock.clear()
+        self.mark()
 
 
 def peak_memory(device: torch.device) -> int:
@@ -65,13 +74,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def state_bytes(module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def state_bytes(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Bytes of weights, gradients and optimizer moments on this rank: what sharding divides.
 
-    Call after a step, while the gradients are there.
+    Of the numbers that this rank steps, in float32. Call after a step, while gradients are there.
     """
     tensors: list[Tensor] = []
-    for parameter in module.parameters():
+    for parameter in parameters:
         tensors.append(parameter)
         if parameter.grad is not None:
             tensors.append(parameter.grad)

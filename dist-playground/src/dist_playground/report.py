@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from dist_playground.data import share_of
+from dist_playground.grid import AXES, Grid
 from dist_playground.process_group import in_rank_order
 from dist_playground.settings import Settings
-from dist_playground.strategy import Strategy
 from dist_playground.world import World
 
 if TYPE_CHECKING:
@@ -42,50 +43,55 @@ def write_atomically(path: Path, data: bytes) -> None:
 class Report:
     """Prints from all ranks in order, and gathers what rank 0 writes."""
 
-    def __init__(self, world: World, settings: Settings, strategy: Strategy) -> None:
+    def __init__(self, world: World, settings: Settings, kind: str, grid: Grid) -> None:
         self._world = world
         self._settings = settings
-        self._strategy = strategy
+        self._kind = kind
+        self._grid = grid
 
-    def start(self, result: "Result", rows: slice) -> None:
+    def start(self, result: "Result") -> None:
         """Each rank says who it is, what it holds and which rows it trains on."""
         if self._world.rank == 0:
             ranks = "1 rank" if self._world.size == 1 else f"{self._world.size} ranks"
-            apart = self._world.size > 1 and not self._strategy.synchronises
+            mesh = " x ".join(f"{name} {n}" for name, n in self._grid.sizes.items() if n > 1)
+            apart = ", not talking to each other" if self._kind == "single" and mesh else ""
             print(
-                f"{self._strategy.name}: {ranks} over {self._world.backend}"
-                f"{', not talking to each other' if apart else ''}, "
+                f"{self._kind} ({self._settings.impl}): {ranks} over {self._world.backend}"
+                f"{f' as {mesh}' if mesh else ''}{apart}, "
                 f"{self._settings.model} GPT of {result.parameters:,} parameters, "
                 f"global batch {self._settings.batch_size} x {self._settings.sequence_length} "
                 f"bytes, {self._settings.dtype}",
                 flush=True,
             )
+        rows = share_of(
+            self._settings.batch_size // self._settings.accumulate,
+            self._grid.data.index,
+            self._grid.data.size,
+        )
+        batch = "batch" if self._settings.accumulate == 1 else "micro-batch"
+        place = self._grid.coordinates(self._world.rank)
+        where = ", ".join(f"{name} {place[name]}" for name in AXES if self._grid.sizes[name] > 1)
         for _ in in_rank_order(self._world):
             share = result.held / result.parameters
             print(
-                f"[rank {self._world.rank}] pid {os.getpid()} on {socket.gethostname()}, "
-                f"{device_name(self._world.device)}: holds {result.held:,} parameters "
-                f"({share:.0%}), trains on rows {rows.start} to {rows.stop - 1}",
+                f"[rank {self._world.rank}]{f' ({where})' if where else ''} pid {os.getpid()} on "
+                f"{socket.gethostname()}, {device_name(self._world.device)}: steps "
+                f"{result.held:,} parameters ({share:.0%}), trains on rows {rows.start} to "
+                f"{rows.stop - 1} of a {batch}",
                 flush=True,
             )
 
-    def line(self, step: int, result: "Result", losses_by_rank: list[float]) -> None:
+    def line(self, step: int, result: "Result") -> None:
         """Rank 0 prints the last step's loss and the rate since the last line."""
         if self._world.rank != 0:
             return
-        recent = result.step_seconds[-min(self._settings.log_every, step + 1) :]
-        rate = self._tokens_a_step() * len(recent) / sum(recent)
-        each = ""
-        if self._strategy.splits_batch and 1 < self._world.size <= 8:
-            each = f" (by rank {' '.join(f'{loss:.4f}' for loss in losses_by_rank)})"
+        recent = slice(-min(self._settings.log_every, len(result.step_seconds)), None)
+        rate = sum(result.step_tokens[recent]) / sum(result.step_seconds[recent])
         print(
-            f"step {step + 1:4d}/{self._settings.steps}  loss {result.losses[-1]:.4f}{each}  "
+            f"step {step + 1:4d}/{self._settings.steps}  loss {result.losses[-1]:.4f}  "
             f"{rate:,.0f} tokens/s  peak {result.peak_bytes / MIB:,.0f} MiB",
             flush=True,
         )
-
-    def _tokens_a_step(self) -> int:
-        return self._settings.batch_size * self._settings.sequence_length
 
     def end(self, result: "Result") -> dict[str, Any]:
         """Each rank prints its own line; every rank gets the whole run's record."""
@@ -108,29 +114,27 @@ class Report:
         ranks: list[Any] = [None] * self._world.size
         dist.all_gather_object(ranks, mine)
         settings = asdict(self._settings)
-        del settings["json"], settings["save"]
+        del settings["json"], settings["save"], settings["checkpoint"]
+        seconds_by_step = zip(*(rank["step_seconds"] for rank in ranks), strict=True)
         return {
-            "strategy": self._strategy.name,
+            "kind": self._kind,
+            "mesh": self._grid.sizes,
             "backend": self._world.backend,
             "world_size": self._world.size,
             "parameters": result.parameters,
             "settings": settings,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
+            "first_step": result.first_step,
             "losses": result.losses,
             "gradient_norms": result.gradient_norms,
-            "tokens_per_second": [self._rate(seconds) for seconds in _by_step(ranks)],
+            # The mean of the ranks' own rates. Where they wait for each other these are equal;
+            # where they do not, this is their sum over shares of the batch, and flatters nobody.
+            "tokens_per_second": [
+                statistics.fmean(tokens / s for s in seconds)
+                for tokens, seconds in zip(result.step_tokens, seconds_by_step, strict=True)
+            ],
             "ranks": ranks,
         }
-
-    def _rate(self, seconds_by_rank: list[float]) -> float:
-        # The mean of the ranks' own rates. Where they wait for each other these are equal; where
-        # they do not, this is their sum over shares of the batch, and flatters nobody.
-        rates = [self._tokens_a_step() / seconds for seconds in seconds_by_rank]
-        return statistics.fmean(rates)
-
-
-def _by_step(ranks: list[dict[str, Any]]) -> list[list[float]]:
-    return [list(step) for step in zip(*(rank["step_seconds"] for rank in ranks), strict=True)]
 
 
 def write_record(record: dict[str, Any], path: Path) -> None:

@@ -1,58 +1,61 @@
 """What each training script calls: read the options, join the others, train, report."""
 
 import io
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from dist_playground.data import Batches, read_standard_library, rows_of_rank
+from dist_playground.data import Batches, read_standard_library
 from dist_playground.ending import run_and_exit
 from dist_playground.errors import UsageError
-from dist_playground.model import MODELS
+from dist_playground.plan import build, check
 from dist_playground.process_group import process_group
 from dist_playground.report import Report, write_atomically, write_record
 from dist_playground.settings import Settings, parse_settings
-from dist_playground.strategy import Strategy
-from dist_playground.train import full_weights, train
+from dist_playground.train import build_model, train
+from dist_playground.weights import whole_weights
 from dist_playground.world import World, read_world
 
-__all__ = ["run_script"]
+__all__ = ["run", "run_script"]
 
 
-def run_script(strategy: Strategy, description: str) -> NoReturn:
+def run_script(kind: str, description: str) -> NoReturn:
     """Train as the command line says and end the process: 0, or 1 after a line that says why."""
     settings = parse_settings(description)
-    run_and_exit(lambda: _run(settings, strategy))
+    run_and_exit(lambda: _run(kind, settings))
 
 
-def _run(settings: Settings, strategy: Strategy) -> None:
+def _run(kind: str, settings: Settings) -> None:
     world = read_world(settings.device)
     # Everything that a rank can check alone is checked before it waits for the others.
-    strategy.check(MODELS[settings.model], settings.sequence_length, world.size)
-    share = world.size if strategy.splits_batch else 1
-    rows = rows_of_rank(settings.batch_size, world.rank % share, share)
+    sizes = check(kind, settings, world)
     _make_folders(settings, world)
-    text = read_standard_library()
+    text = read_standard_library(most=settings.text_bytes)
     batches = Batches(text, settings.batch_size, settings.sequence_length, settings.seed)
     with process_group(world, settings.timeout_s):
         _same_everywhere(world, settings, text.checksum)
-        record, weights = _train(world, settings, strategy, batches, rows)
+        record, weights = run(kind, world, settings, sizes, batches)
     record["text"] = {"files": text.files, "bytes": len(text.tokens), "crc32": text.checksum}
     if world.rank == 0:
         _write(settings, record, weights)
 
 
-def _train(
-    world: World, settings: Settings, strategy: Strategy, batches: Batches, rows: slice
+def run(
+    kind: str, world: World, settings: Settings, sizes: dict[str, int], batches: Batches
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The run's record and, if wanted, its weights; the module itself ends here.
+    """The run's record and, if wanted, its weights; the model itself ends here.
 
     It must not outlive the process group: see `process_group`.
     """
-    report = Report(world, settings, strategy)
-    module, result = train(world, settings, strategy, batches, rows, report)
-    return report.end(result), full_weights(module) if settings.save else {}
+    model = build_model(settings, world.device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    plan = build(kind, settings, world, sizes, model)
+    report = Report(world, settings, kind, plan.grid)
+    result = train(world, settings, plan, batches, parameters, report)
+    weights = whole_weights(plan.parallel) if settings.save else {}
+    return report.end(result), weights
 
 
 def _make_folders(settings: Settings, world: World) -> None:
@@ -67,11 +70,9 @@ def _make_folders(settings: Settings, world: World) -> None:
 
 def _same_everywhere(world: World, settings: Settings, checksum: int) -> None:
     """Refuse ranks that would train different things: another seed, text or torch on a host."""
-    shared: dict[str, Any] = {
-        name: getattr(settings, name)
-        for name in ("model", "steps", "batch_size", "sequence_length", "dtype")
-    }
-    shared |= {name: getattr(settings, name) for name in ("learning_rate", "seed", "log_every")}
+    shared = asdict(settings)
+    for name in ("device", "timeout_s", "json", "save", "checkpoint"):  # may differ by host
+        del shared[name]
     shared |= {
         "saving": settings.save is not None,
         "text checksum (another Python version has another text)": checksum,

@@ -1,24 +1,30 @@
-"""The training loop, the same for every kind of parallelism: only `parallelise` differs."""
+"""The training loop, the same for every kind of parallelism: only the plan differs."""
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
 
-from dist_playground.data import Batches
+from dist_playground import checkpoint
+from dist_playground.data import Batches, share_of
 from dist_playground.errors import UsageError
+from dist_playground.graph import GraphedStep
+from dist_playground.grid import Grid
 from dist_playground.metrics import StepTimer, local, peak_memory, state_bytes
 from dist_playground.model import GPT, MODELS
+from dist_playground.plan import Plan
 from dist_playground.report import Report
+from dist_playground.scratch.ring_attention import positions
 from dist_playground.settings import Settings
-from dist_playground.strategy import Strategy
+from dist_playground.strategy import MicroBatch
 from dist_playground.world import World
 
-__all__ = ["Result", "build_model", "build_optimizer", "train"]
+__all__ = ["Result", "Trainer", "build_model", "gather", "train"]
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -28,87 +34,172 @@ class Result:
     """What a run gave; losses are of the global batch, the rest is this rank's."""
 
     parameters: int  # of the whole model
-    held: int  # numbers of them that lie on this rank
+    held: int  # numbers of them that lie on this rank and are stepped by it
+    first_step: int = 0  # above 0: resumed; losses are of all steps, seconds of these ones
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)  # of the whole gradient, unclipped
     step_seconds: list[float] = field(default_factory=list)
+    step_tokens: list[int] = field(default_factory=list)  # of the global batch
     state_bytes: int = 0
     peak_bytes: int = 0
 
 
 def build_model(settings: Settings, device: torch.device) -> GPT:
-    """The same weights on every rank and any device: drawn on the CPU from the seed alone."""
+    """The same weights on every rank: drawn on the device from the seed alone."""
     torch.manual_seed(settings.seed)
-    return GPT(MODELS[settings.model]).to(device)
+    with device:
+        model = GPT(MODELS[settings.model], getattr(torch, settings.dtype))
+    for name, parameter in model.named_parameters():
+        if settings.freeze and name.startswith(settings.freeze):
+            parameter.requires_grad_(False)
+    return model
 
 
-def build_optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def build_optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
     """AdamW in one fused kernel; it steps whatever part of the weights this rank holds."""
     return torch.optim.AdamW(
-        module.parameters(),
+        parameters,
         lr=settings.learning_rate,
         betas=(0.9, 0.95),
         weight_decay=0.1,
         fused=True,
+        capturable=settings.graph,
     )
 
 
-def train(
-    world: World,
-    settings: Settings,
-    strategy: Strategy,
-    batches: Batches,
-    rows: slice,
-    report: Report,
-) -> tuple[nn.Module, Result]:
-    """Train from scratch; every rank of the process group calls it with the same settings.
+def micro_batches(
+    tokens_BT: Tensor, targets_BT: Tensor, count: int, grid: Grid, device: torch.device
+) -> list[MicroBatch]:
+    """Cut a global batch into `count` micro-batches; this rank's rows and positions of each."""
+    found = []
+    for number in range(count):
+        rows = share_of(len(tokens_BT), number, count)
+        if rows.start == rows.stop:  # the last batch of an epoch may have fewer rows than that
+            continue
+        mine = share_of(rows.stop - rows.start, grid.data.index, grid.data.size)
+        tokens = _to(tokens_BT[rows][mine], device)
+        targets = _to(targets_BT[rows][mine], device)
+        place_T = None
+        if grid.context.size > 1:
+            place_T = positions(tokens.shape[1], grid.context, device)
+            tokens, targets = tokens[:, place_T], targets[:, place_T]
+        found.append(MicroBatch(tokens, targets, place_T))
+    return found
 
-    `rows` of each global batch are this rank's. Raises UsageError when the loss is not finite.
+
+def _to(x: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device; from pinned memory, so that the CPU does not wait for a busy GPU."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
+class Trainer:
+    """A plan and its optimizer; `step` is all that happens between two batches."""
+
+    def __init__(self, world: World, settings: Settings, plan: Plan, batches: Batches) -> None:
+        self.world, self.settings, self.plan, self.batches = world, settings, plan, batches
+        self.optimizer = build_optimizer(plan.parallel.parameters(), settings)
+        self._compute = GraphedStep(self.compute) if settings.graph else self.compute
+
+    def step(self, number: int) -> tuple[Tensor, Tensor, int]:
+        """Train on batch `number`: this rank's share of the loss, the norm, tokens of all ranks.
+
+        Nothing here waits for the device, so that the CPU can queue the next step meanwhile.
+        """
+        tokens, targets = self.batches.draw(number)
+        mine = micro_batches(
+            tokens, targets, self.settings.accumulate, self.plan.grid, self.world.device
+        )
+        share, norm = self._compute(mine, targets.numel())
+        return share, norm, targets.numel()
+
+    def compute(self, batches: Sequence[MicroBatch], total: int) -> tuple[Tensor, Tensor]:
+        """Forward, backward and the optimizer: the loss share and the norm, on the device."""
+        parallel = self.plan.parallel
+        parallel.before_step()
+        share = self.plan.schedule(parallel, batches, total)
+        norm = parallel.clip(MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        parallel.stepped()
+        return share, norm
+
+
+def train(
+    world: World, settings: Settings, plan: Plan, batches: Batches, parameters: int, report: Report
+) -> Result:
+    """Train; every rank of the process group calls it with the same settings.
+
+    Raises UsageError when the loss is not finite.
     """
-    compute_dtype = getattr(torch, settings.dtype)
-    model = build_model(settings, world.device)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    module = strategy.parallelise(model, world, compute_dtype)
-    optimizer = build_optimizer(module, settings)
-    held = sum(local(parameter).numel() for parameter in module.parameters())
-    result = Result(parameters, held)
-    report.start(result, rows)
+    trainer = Trainer(world, settings, plan, batches)
+    begin, progress = _resume(settings, trainer, batches)
+    held = sum(local(p).numel() for p in plan.parallel.parameters())
+    result = Result(parameters, held, begin, *progress)
+    report.start(result)
 
     timer = StepTimer(world.device)
-    unread: list[Tensor] = []  # [loss, gradient norm] of the steps since the last line
+    unread: list[Tensor] = []  # [loss share, gradient norm] of the steps since the last line
     timer.mark()
-    for step in range(settings.steps):
-        inputs_BT, targets_BT = (t.to(world.device) for t in batches.draw(step, rows))
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(
-            world.device.type, dtype=torch.bfloat16, enabled=compute_dtype == torch.bfloat16
-        ):
-            loss = module(inputs_BT, targets_BT)
-        loss.backward()
-        # foreach=False: with torch's batched clipping, tensor parallel left the single process's
-        # losses on CUDA in torch 2.11; with this it does not (LOG.md).
-        norm = nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT_NORM, foreach=False)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        optimizer.step()
-        unread.append(torch.stack((loss.detach(), norm)))
+    for step in range(begin, settings.steps):
+        share, norm, tokens = trainer.step(step)
+        unread.append(torch.stack((share, norm)))
+        result.step_tokens.append(tokens)
         timer.mark()
 
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+        last = step + 1 == settings.steps
+        saving = settings.checkpoint and (last or (step + 1) % settings.checkpoint_every == 0)
+        if saving or last or (step + 1) % settings.log_every == 0:
             # The only place that waits for the device: reading a loss stops the CPU, which
             # otherwise queues the next step while this one runs.
-            by_rank = _gather(torch.stack(unread), world)
+            by_rank = gather(torch.stack(unread), world)
             unread.clear()
-            result.losses += by_rank[:, :, 0].mean(0).tolist()
+            result.losses += (by_rank[:, :, 0].sum(0) / plan.copies).tolist()
             result.gradient_norms += by_rank[:, :, 1].mean(0).tolist()
-            result.step_seconds += timer.seconds(start=len(result.step_seconds))
+            result.step_seconds += timer.seconds()
             result.peak_bytes = peak_memory(world.device)
             _refuse_non_finite(result, step, settings)
-            report.line(step, result, by_rank[:, -1, 0].tolist())
-    result.state_bytes = state_bytes(module, optimizer)
-    return module, result
+            report.line(step, result)
+        if saving:
+            assert settings.checkpoint is not None
+            kept = {"losses": result.losses, "gradient_norms": result.gradient_norms}
+            kept |= _what_must_be_the_same(settings, batches)
+            checkpoint.save(settings.checkpoint, step + 1, plan.parallel, trainer.optimizer, kept)
+            timer.restart()
+    result.state_bytes = state_bytes(plan.parallel.parameters(), trainer.optimizer)
+    return result
 
 
-def _gather(values: Tensor, world: World) -> Tensor:
+def _what_must_be_the_same(settings: Settings, batches: Batches) -> dict[str, Any]:
+    """Without these a resumed run would not go on as the first one would have."""
+    names = ("model", "batch_size", "accumulate", "sequence_length", "learning_rate", "seed")
+    found = {name: getattr(settings, name) for name in (*names, "freeze")}
+    return {"settings": found, "text": batches.text.checksum}
+
+
+def _resume(
+    settings: Settings, trainer: Trainer, batches: Batches
+) -> tuple[int, tuple[list[float], list[float]]]:
+    """Read the newest checkpoint, if there is one: steps done, and their losses and norms."""
+    found = checkpoint.newest(settings.checkpoint) if settings.checkpoint else None
+    if found is None:
+        return 0, ([], [])
+    path, progress = found
+    mine = json.loads(json.dumps(_what_must_be_the_same(settings, batches)))
+    for name, value in (mine["settings"] | {"text": mine["text"]}).items():
+        theirs = (progress["settings"] | {"text": progress["text"]})[name]
+        if theirs != value:
+            raise UsageError(
+                f"{path} is of a run with {name} {theirs!r}, and this one has {value!r}: "
+                "use the same, or another --checkpoint folder"
+            )
+    if progress["step"] >= settings.steps:
+        raise UsageError(f"{path} has {progress['step']} steps already: use --steps above that")
+    checkpoint.load(path, trainer.plan.parallel, trainer.optimizer, progress["step"])
+    if trainer.world.rank == 0:
+        print(f"going on from {path}, after step {progress['step']}", flush=True)
+    return progress["step"], (progress["losses"], progress["gradient_norms"])
+
+
+def gather(values: Tensor, world: World) -> Tensor:
     """Every rank's values, stacked in order of rank, on the CPU."""
     received = [torch.empty_like(values) for _ in range(world.size)]
     dist.all_gather(received, values)
@@ -123,10 +214,3 @@ def _refuse_non_finite(result: Result, step: int, settings: Settings) -> None:
             f"the loss is {result.losses[first]} at step {first + 1}: "
             f"use a --learning-rate smaller than {settings.learning_rate:g}"
         )
-
-
-def full_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The whole model's weights on rank 0's CPU, named as in GPT; all ranks must call it."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(module, options=options)
-    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}

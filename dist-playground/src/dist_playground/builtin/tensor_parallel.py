@@ -1,13 +1,9 @@
-"""Tensor parallel: every matrix is cut, and all ranks work on the same rows (torch's DTensor).
+"""torch's tensor parallelism: parameters become DTensors, a plan says how each module is cut.
 
-Megatron's pairs (arXiv:1909.08053): the first matrix is cut by columns (each rank: some heads,
-some of the MLP's channels), the second by rows, so that only its output must be summed. Between
-the pairs each rank keeps 1/W of the positions (sequence parallel, arXiv:2205.05198): that sum is
-a reduce-scatter, and an all-gather brings the positions back before the next pair.
+The same cuts as scratch/tensor_parallel.py, but every operation goes through DTensor, which finds
+out what to exchange; the logits of the whole vocabulary are gathered on every rank.
 """
 
-import torch
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
@@ -19,12 +15,11 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from dist_playground.errors import UsageError
-from dist_playground.model import GPT, GPTConfig
-from dist_playground.strategy import Strategy
+from dist_playground.builtin.wrapped import Wrapped
+from dist_playground.model import GPT
 from dist_playground.world import World
 
-__all__ = ["TENSOR_PARALLEL"]
+__all__ = ["tensor_parallel"]
 
 
 def block_plan() -> dict[str, ParallelStyle]:
@@ -46,7 +41,7 @@ def block_plan() -> dict[str, ParallelStyle]:
     }
 
 
-def parallelise(model: GPT, world: World, compute_dtype: torch.dtype) -> nn.Module:
+def tensor_parallel(model: GPT, world: World) -> Wrapped:
     """Cut every parameter over all ranks; rank 0's values are the ones that are cut."""
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in model.blocks:
@@ -59,23 +54,4 @@ def parallelise(model: GPT, world: World, compute_dtype: torch.dtype) -> nn.Modu
         "head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
     }
     parallelize_module(model, mesh, plan)
-    return model
-
-
-def check(config: GPTConfig, sequence_length: int, size: int) -> None:
-    """Raise UsageError unless heads and positions divide by the number of ranks."""
-    heads = config.heads
-    if heads % size:
-        fits = [n for n in range(1, heads + 1) if heads % n == 0]
-        raise UsageError(
-            f"the model's {heads} heads are not divisible by the {size} ranks: "
-            f"use --nproc-per-node {' or '.join(map(str, fits))}, or another --model"
-        )
-    if sequence_length % size:
-        raise UsageError(
-            f"--sequence-length {sequence_length} is not divisible by the {size} ranks: "
-            f"use --sequence-length {-(-sequence_length // size) * size}"
-        )
-
-
-TENSOR_PARALLEL = Strategy("tensor_parallel", parallelise, splits_batch=False, check=check)
+    return Wrapped(model, 1, foreach=False)

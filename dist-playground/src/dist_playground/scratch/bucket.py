@@ -1,0 +1,210 @@
+"""A bucket: consecutive parameters whose gradients lie one after another in one float32 buffer.
+
+One collective then sums them all, and nothing is copied on the way: the weight gradient of a
+matrix is a product, and the product's output is the buffer itself. Autograd would give it in the
+matrix's own precision to `.grad`, from where it had to be converted and copied.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_playground.model import Linear
+from dist_playground.scratch.token_exchange import Later
+
+__all__ = ["ALIGNMENT", "Bucket", "layout", "matrices"]
+
+ALIGNMENT = 8  # parameters begin at multiples of so many numbers: 16 bytes in bfloat16
+
+
+def layout(parameters: Sequence[Tensor]) -> tuple[list[int], int]:
+    """Where each parameter begins in a flat vector, and the vector's length."""
+    starts, end = [], 0
+    for parameter in parameters:
+        starts.append(end)
+        end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+    return starts, end
+
+
+def matrices(module: nn.Module) -> list[Linear]:
+    """The trained matrices that belong to one module alone.
+
+    One that is used under two names (tied weights) is left to autograd, which adds up its parts
+    and says once when all of them have come.
+    """
+    owners = Counter(id(p) for m in module.modules() for p in m._parameters.values())
+    return [
+        m
+        for m in module.modules()
+        if isinstance(m, Linear) and m.weight.requires_grad and owners[id(m.weight)] == 1
+    ]
+
+
+class Bucket:
+    """Collects the gradients of some parameters; says when the last of them is complete.
+
+    `allocate()` gives the flat float32 buffer when the first gradient comes, `complete(bucket)`
+    is called when every parameter has its gradient and `armed()` says that no more will be added.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        allocate: "Callable[[Bucket], Tensor]",
+        complete: "Callable[[Bucket], None]",
+        armed: Callable[[], bool],
+        later: Later | None = None,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.starts, self.numel = layout(self.parameters)
+        self._allocate = allocate
+        self._complete = complete
+        self.buffer: Tensor | None = None
+        self._views: list[Tensor] = []
+        self.written = [False] * len(self.parameters)
+        self._expected = [0] * len(self.parameters)  # products still to come in this backward
+        self._left = len(self.parameters)
+        self._armed = armed
+        self._later = later  # where products wait, rather than be computed at once
+        for index, parameter in enumerate(self.parameters):
+            parameter.register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
+
+    def _hook(self, index: int) -> Callable[[Tensor], None]:
+        # Held by the parameter, where Python's garbage collector cannot follow: were it to hold
+        # the bucket, and that the parameter, neither would ever be freed.
+        bucket = weakref.ref(self)
+
+        def take(parameter: Tensor) -> None:
+            mine = bucket()
+            # Without a gradient it is a matrix: its product came, or will come, by itself.
+            if mine is not None and parameter.grad is not None:
+                mine.add(index, parameter.grad)
+                parameter.grad = None
+
+        return take
+
+    def add(self, index: int, gradient: Tensor) -> None:
+        """Add all of this backward's gradient of parameter `index`."""
+        if self.written[index]:
+            self.view(index).add_(gradient)
+        else:
+            self.view(index).copy_(gradient)
+        self._done(index)
+
+    def view(self, index: int) -> Tensor:
+        """The gradient of parameter `index`, float32 in the parameter's shape."""
+        if self.buffer is None:
+            self.buffer = self._allocate(self)
+            self._views = [
+                self.buffer[start : start + p.numel()].view(p.shape)
+                for start, p in zip(self.starts, self.parameters, strict=True)
+            ]
+        return self._views[index]
+
+    def expect(self, index: int) -> None:
+        """A forward used the parameter in a product whose backward will come."""
+        self._expected[index] += 1
+
+    def take_product(self, index: int, dy_NO: Tensor, x_NI: Tensor) -> None:
+        """Add dy^T x to the gradient of parameter `index`, now or when `later` is worked off."""
+        if self._later is None:
+            self.add_product(index, dy_NO, x_NI)
+        else:
+            self._later.append(partial(self.add_product, index, dy_NO, x_NI))
+
+    @torch.no_grad()
+    def add_product(self, index: int, dy_NO: Tensor, x_NI: Tensor) -> None:
+        """Add dy^T x to the gradient [O, I] of parameter `index`."""
+        out_OI = self.view(index)
+        if not dy_NO.is_cuda and dy_NO.dtype != out_OI.dtype:  # no such product on the CPU
+            dy_NO, x_NI = dy_NO.float(), x_NI.float()
+        if dy_NO.dtype == out_OI.dtype:
+            torch.addmm(out_OI, dy_NO.T, x_NI, beta=int(self.written[index]), out=out_OI)
+        elif self.written[index]:
+            out_OI += torch.mm(dy_NO.T, x_NI, out_dtype=out_OI.dtype)
+        else:
+            torch.mm(dy_NO.T, x_NI, out_dtype=out_OI.dtype, out=out_OI)
+        self._expected[index] -= 1
+        if self._expected[index] == 0:
+            self._done(index)
+        else:
+            self.written[index] = True
+
+    def _done(self, index: int) -> None:
+        self.written[index] = True
+        if not self._armed():
+            return
+        self._left -= 1
+        if self._left == 0:
+            self._complete(self)
+
+    def zero_missing(self) -> None:
+        """Parameters that the loss did not depend on have gradient 0, here and in padding."""
+        for index, written in enumerate(self.written):
+            if not written:
+                self.view(index).zero_()
+
+    def reset(self) -> None:
+        """Be ready for the next backward pass over the whole model."""
+        self.written = [False] * len(self.parameters)
+        self._expected = [0] * len(self.parameters)
+        self._left = len(self.parameters)
+
+    def drop(self) -> None:
+        """Forget the buffer: the next gradient allocates another one."""
+        self.buffer, self._views = None, []
+
+    def take_products_of(self, linears: Sequence[Linear]) -> None:
+        """Let those matrices that are in this bucket write their gradient straight into it."""
+        places = {id(parameter): index for index, parameter in enumerate(self.parameters)}
+        for linear in linears:
+            if id(linear.weight) in places:
+                linear.__class__ = BucketLinear
+                assert isinstance(linear, BucketLinear)
+                linear.bucket, linear.index = self, places[id(linear.weight)]
+
+
+class BucketLinear(Linear):
+    """A matrix whose weight gradient goes to a bucket, and only its input's to autograd."""
+
+    bucket: Bucket
+    index: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs] in the weight's dtype."""
+        # Not traced by torch.compile: the counting, and the collectives in the backward, are
+        # Python. The detour costs time on the CPU, so it is taken only where it is needed.
+        return self._untraced(x) if torch.compiler.is_compiling() else self._multiply(x)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _untraced(self, x: Tensor) -> Tensor:
+        return self._multiply(x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        if not torch.is_grad_enabled():
+            return F.linear(x, self.weight)
+        self.bucket.expect(self.index)
+        y: Tensor = _Product.apply(x, self.weight, self.bucket, self.index)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bucket: Bucket, index: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bucket, ctx.index = bucket, index
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None]:
+        x, weight = ctx.saved_tensors
+        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        ctx.bucket.take_product(ctx.index, dy.flatten(0, -2), x.flatten(0, -2))
+        return dx, None, None, None

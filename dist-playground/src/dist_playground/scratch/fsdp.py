@@ -1,0 +1,318 @@
+"""Fully sharded data parallel (ZeRO stage 3): each rank keeps 1/W of weights, gradients, moments.
+
+The parameters of a block are one flat vector (Zhao et al. 2023, arXiv:2304.11277). A rank keeps
+its part of it in float32. To compute, the parts are gathered in `dtype` straight into the vector
+that the block's parameters are views of, and gradients are written straight into another one
+that is reduce-scattered: nothing is copied in or out.
+
+Blocks take turns in two such vectors. While one block computes the next one's weights arrive in
+the other, forwards and backwards; they may, since the collective is started in the compute
+stream's order, after the block that used that vector. The last two blocks are still there when
+the backward begins. With `reshard=False` every block has a vector of its own.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dist_playground.grid import Axis
+from dist_playground.layout import Piece, Placement, run_pieces
+from dist_playground.model import GPT
+from dist_playground.scratch.bucket import ALIGNMENT, Bucket, layout, matrices
+from dist_playground.scratch.token_exchange import Later
+from dist_playground.scratch.vocabulary import VocabularyEmbedding
+from dist_playground.strategy import MicroBatch, Parallel
+
+__all__ = ["FSDP"]
+
+
+class Slot:
+    """Memory for the gathered weights of one unit at a time."""
+
+    def __init__(self, numel: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.flat = torch.zeros(numel, dtype=dtype, device=device)
+        self.owner: Unit | None = None
+
+
+class Slots:
+    """Slots that units of one kind take in turns."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._made: dict[tuple[object, ...], list[Slot]] = {}
+
+    def next(self, kind: tuple[object, ...], most: int, numel: int) -> Slot:
+        """A new one, or, when there are `most` of this kind, the one that waited longest."""
+        made = self._made.setdefault(kind, [])
+        made.append(made.pop(0) if len(made) == most else Slot(numel, self.dtype, self.device))
+        return made[-1]
+
+
+class Unit:
+    """Parameters that are gathered together; all of them trained or all frozen."""
+
+    def __init__(self, named: dict[str, nn.Parameter], axis: Axis, slot: Slot) -> None:
+        self.names = list(named)
+        self.parameters = list(named.values())
+        self.axis = axis
+        self.slot = slot
+        self.starts, numel = layout(self.parameters)
+        self.numel = padded(numel, axis.size)
+        self.length = self.numel // axis.size
+        whole = torch.zeros(self.numel, device=self.parameters[0].device)
+        for start, parameter in zip(self.starts, self.parameters, strict=True):
+            whole[start : start + parameter.numel()] = parameter.detach().flatten()
+            view = slot.flat[start : start + parameter.numel()].view(parameter.shape)
+            # As `.data`, which shares memory but not the version counter: autograd would take the
+            # next gather for a change of weights that it saved, though it brings the same ones.
+            parameter.data = view
+        low = axis.index * self.length
+        self.shard = nn.Parameter(whole[low : low + self.length].clone())
+        self.shard.requires_grad_(self.parameters[0].requires_grad)
+        self._into = slot.flat.data[: self.numel]
+        self._arriving: dist.Work | None = None
+
+    def gather(self) -> None:
+        """Start bringing the weights, unless they are here or on their way."""
+        if self.slot.owner is self:
+            return
+        self.slot.owner = self
+        low = self.axis.index * self.length
+        mine = self._into[low : low + self.length]
+        with torch.no_grad():
+            mine.copy_(self.shard)
+        if self.axis.group is not None:
+            self._arriving = dist.all_gather_into_tensor(
+                self._into, mine, group=self.axis.group, async_op=True
+            )
+
+    def wait(self) -> None:
+        """Let the compute stream wait until the weights are here."""
+        self.gather()
+        if self._arriving is not None:
+            self._arriving.wait()
+            self._arriving = None
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """(parameter, start, stop in the flat vector) of what lies on this rank."""
+        low = self.axis.index * self.length
+        found = []
+        for index, begin in enumerate(self.starts):
+            start = max(low, begin)
+            stop = min(low + self.length, begin + self.parameters[index].numel())
+            if start < stop:
+                found.append((index, start, stop))
+        return found
+
+
+def padded(numel: int, parts: int) -> int:
+    """The length that divides into `parts` aligned ones."""
+    return -(-numel // (ALIGNMENT * parts)) * ALIGNMENT * parts
+
+
+class Stage:
+    """Modules that run one after another, and the units that must be there while they do."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = list(modules)
+        self.units: list[Unit] = []
+        # The gradient of a lookup needs the tokens, not the table.
+        lookup = (nn.Embedding, VocabularyEmbedding)
+        self.only_forward = all(isinstance(module, lookup) for module in modules)
+
+
+class FSDP(Parallel):
+    """A GPT whose parameters are cut over `axis`; one unit a block, embedding and head apart."""
+
+    def __init__(
+        self,
+        module: GPT,
+        axis: Axis,
+        placements: dict[str, Placement],
+        dtype: torch.dtype = torch.float32,
+        reshard: bool = True,
+        later: Later | None = None,
+    ) -> None:
+        self.module = module
+        self.axis = axis
+        self._later = later
+        self._placements = placements
+        self._names = {id(p): name for name, p in module.named_parameters()}
+        self._linears = matrices(module)
+        self.units: list[Unit] = []
+        self._buckets: list[Bucket] = []
+        self._unit_of: dict[int, Unit] = {}
+        self._waiting: set[int] = set()  # buckets whose gradients are not complete
+        self._sending: deque[tuple[dist.Work | None, Unit, Tensor, Tensor]] = deque()
+        ends: list[list[nn.Module]] = [[module.embedding], [module.norm, module.head]]
+        if module.config.tied:
+            # One table at both ends: it stays from the beginning to the end.
+            ends = [[module.embedding, module.norm, module.head], []]
+        blocks = [[block] for block in module.blocks]
+        self._stages = [Stage(group) for group in (ends[0], *blocks, ends[1]) if group]
+        slots = Slots(dtype, module.embedding.weight.device)
+        # Embedding and head take turns too, where nothing of them is frozen: the one's table is
+        # needed before the other's, and not again.
+        at_ends = [[p for m in end for p in m.parameters()] for end in ends]
+        alike = all(p.requires_grad for end in at_ends for p in end)
+        longest = max(padded(layout(end)[1], axis.size) for end in at_ends)
+        for stage in self._stages:
+            for named in self._units_of(stage):
+                numel = padded(layout(list(named.values()))[1], axis.size)
+                if stage.modules in blocks:
+                    trained = next(iter(named.values())).requires_grad
+                    slot = slots.next(
+                        ("block", numel, trained), 2 if reshard else len(blocks), numel
+                    )
+                elif alike:
+                    slot = slots.next(("ends",), 1, longest)
+                else:
+                    slot = Slot(numel, dtype, slots.device)
+                self._add_unit(stage, Unit(named, axis, slot))
+        for number, stage in enumerate(self._stages):
+            self._hook(stage, number)
+
+    def _units_of(self, stage: Stage) -> list[dict[str, nn.Parameter]]:
+        """The stage's trained parameters, and its frozen ones, by name."""
+        named = {self._names[id(p)]: p for m in stage.modules for p in m.parameters()}
+        halves = [{n: p for n, p in named.items() if p.requires_grad == t} for t in (True, False)]
+        return [half for half in halves if half]
+
+    def _add_unit(self, stage: Stage, unit: Unit) -> None:
+        stage.units.append(unit)
+        self.units.append(unit)
+        if unit.shard.requires_grad:
+            bucket = Bucket(
+                unit.parameters, self._allocate, self._complete, lambda: True, self._later
+            )
+            bucket.take_products_of(self._linears)
+            self._buckets.append(bucket)
+            self._unit_of[id(bucket)] = unit
+
+    def _hook(self, stage: Stage, number: int) -> None:
+        def before_forward(*_: Any) -> None:
+            self._enter(number, number + 1)
+
+        def before_backward(_: Tensor) -> None:
+            self._enter(number, number - 1, backward=True)
+
+        def after_forward(_: nn.Module, __: Any, output: Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(before_backward)  # type: ignore[no-untyped-call]
+
+        stage.modules[0].register_forward_pre_hook(before_forward)
+        stage.modules[-1].register_forward_hook(after_forward)
+
+    def _enter(self, number: int, following: int, backward: bool = False) -> None:
+        """Stage `number` is about to compute, and after it the one called `following`."""
+        for unit in self._needed(number, backward):
+            unit.wait()
+        for unit in self._needed(following, backward):
+            unit.gather()
+
+    def _needed(self, number: int, backward: bool) -> list[Unit]:
+        if not 0 <= number < len(self._stages):
+            return []
+        stage = self._stages[number]
+        return [] if backward and stage.only_forward else stage.units
+
+    def _allocate(self, bucket: Bucket) -> Tensor:
+        # One buffer on its way and one being filled: by the time that a block has filled its own,
+        # the sum of the block before it has had that long to arrive. The embedding's, the last
+        # and largest, comes when memory is fullest, and waits for all others to be gone.
+        unit = self._unit_of[id(bucket)]
+        while len(self._sending) > (0 if unit is self.units[0] else 1):
+            self._receive()
+        buffer = torch.empty(unit.numel, device=unit.shard.device)
+        # Padding is summed and stepped too: it stays 0.
+        ends = [s + p.numel() for s, p in zip(unit.starts, unit.parameters, strict=True)]
+        for end, following in zip(ends, [*unit.starts[1:], unit.numel], strict=True):
+            buffer[end:following].zero_()
+        return buffer
+
+    def _complete(self, bucket: Bucket) -> None:
+        unit, buffer = self._unit_of[id(bucket)], bucket.buffer
+        assert buffer is not None
+        work, mine = None, buffer
+        if self.axis.group is not None:
+            mine = torch.empty_like(unit.shard)
+            work = dist.reduce_scatter_tensor(mine, buffer, group=self.axis.group, async_op=True)
+        self._sending.append((work, unit, buffer, mine))
+        bucket.drop()
+        bucket.reset()
+        self._waiting.discard(id(bucket))
+
+    def _receive(self) -> None:
+        """Take the oldest sum on its way into the shard's gradient."""
+        work, unit, _, mine = self._sending.popleft()
+        if work is not None:
+            work.wait()
+        if unit.shard.grad is None:
+            unit.shard.grad = mine
+        else:
+            unit.shard.grad += mine
+
+    def forward(self, batch: MicroBatch, total: int) -> Tensor:
+        """As the module's; every bucket waits for its gradients."""
+        self._waiting = set(self._unit_of)
+        return super().forward(batch, total)
+
+    def after_backward(self) -> None:
+        """Work off what waits; parameters that the loss did not depend on have gradient 0."""
+        while self._later:
+            self._later.popleft()()
+        for bucket in self._buckets:
+            if id(bucket) in self._waiting:
+                bucket.zero_missing()
+                self._complete(bucket)
+
+    def before_step(self) -> None:
+        """Drop the last step's gradients."""
+        for unit in self.units:
+            unit.shard.grad = None
+
+    def finish(self) -> None:
+        """Wait for every sum."""
+        while self._sending:
+            self._receive()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """This rank's part of each trained unit, flat float32."""
+        return [unit.shard for unit in self.units if unit.shard.requires_grad]
+
+    def gradients(self) -> list[tuple[Tensor, int]]:
+        """This rank's part of every trained parameter."""
+        found = []
+        for unit in self.units:
+            if unit.shard.grad is not None:
+                low = unit.axis.index * unit.length
+                for index, start, stop in unit.runs():
+                    holders = self._placements[unit.names[index]].holders
+                    found.append((unit.shard.grad[start - low : stop - low], holders))
+        return found
+
+    def stepped(self) -> None:
+        """What is gathered is out of date."""
+        for unit in self.units:
+            unit.slot.owner = None
+
+    def pieces(self) -> list[Piece]:
+        """This rank's runs of every unit."""
+        found = []
+        for unit in self.units:
+            low = unit.axis.index * unit.length
+            for index, start, stop in unit.runs():
+                begin = unit.starts[index]
+                found += run_pieces(
+                    self._placements[unit.names[index]],
+                    tuple(unit.parameters[index].shape),
+                    start - begin,
+                    stop - begin,
+                    unit.shard,
+                    start - low,
+                )
+        return found

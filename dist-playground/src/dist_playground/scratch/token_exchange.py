@@ -1,0 +1,125 @@
+"""What tensor-parallel ranks say to each other about tokens, with the gradient of saying it.
+
+The gradient of an all-gather is a reduce-scatter and the other way round: in the forward a rank
+gets what others computed, in the backward they get what it found out about it.
+
+In the backward weight gradients wait in a queue (`later`): nothing needs them before the end, so
+one of them is computed while each exchange is on its way.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_playground.grid import Axis
+from dist_playground.scratch.peer_memory import PeerMemory
+
+__all__ = ["Exchange", "Later", "gather_tokens", "scatter_tokens", "sum_gradient"]
+
+Later = deque[Callable[[], None]]  # work that can be done at any time before the backward ends
+
+
+class Exchange:
+    """The tensor axis, the work that waits for an exchange, and a quicker way for small tensors."""
+
+    def __init__(self, axis: Axis, device: torch.device) -> None:
+        self.axis = axis
+        self.later = Later()
+        self._peers = PeerMemory.if_possible(axis, device)
+
+    def all_reduce(self, x: Tensor, maximum: bool = False) -> None:
+        """Replace x by its sum, or largest value, over the axis."""
+        if self._peers is not None and self._peers.fits(x):
+            self._peers.all_reduce(x, maximum)
+        else:
+            op = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
+            dist.all_reduce(x, op=op, group=self.axis.group)
+
+    def all_gather(self, x_nD: Tensor) -> Tensor:
+        """[n, D] of every rank together: [N, D]."""
+        x_ND = x_nD.new_empty(x_nD.shape[0] * self.axis.size, *x_nD.shape[1:])
+        work = dist.all_gather_into_tensor(
+            x_ND, x_nD.contiguous(), group=self.axis.group, async_op=True
+        )
+        return self._arrived(x_ND, work)
+
+    def reduce_scatter(self, x_ND: Tensor) -> Tensor:
+        """The sum of every rank's [N, D], of which this one gets its [n, D]."""
+        x_nD = x_ND.new_empty(x_ND.shape[0] // self.axis.size, *x_ND.shape[1:])
+        work = dist.reduce_scatter_tensor(
+            x_nD, x_ND.contiguous(), group=self.axis.group, async_op=True
+        )
+        return self._arrived(x_nD, work)
+
+    def _arrived(self, tensor: Tensor, work: dist.Work | None) -> Tensor:
+        if self.later:
+            self.later.popleft()()
+        if work is not None:
+            work.wait()
+        return tensor
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_nD: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.all_gather(x_nD)
+
+    @staticmethod
+    def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor, None]:
+        return ctx.exchange.reduce_scatter(dy_ND), None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.reduce_scatter(x_ND)
+
+    @staticmethod
+    def backward(ctx: Any, dy_nD: Tensor) -> tuple[Tensor, None]:
+        return ctx.exchange.all_gather(dy_nD), None
+
+
+class _SumGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        dy = dy.float().clone()  # a sum of W parts, each of them a sum over tokens already
+        ctx.exchange.all_reduce(dy)
+        return dy, None
+
+
+def gather_tokens(x_nD: Tensor, exchange: Exchange) -> Tensor:
+    """All ranks' tokens, in order of rank: [n, D] -> [N, D]."""
+    return _apply(_Gather, x_nD, exchange)
+
+
+def scatter_tokens(x_ND: Tensor, exchange: Exchange) -> Tensor:
+    """The sum over the ranks of partial results, this rank's tokens of it: [N, D] -> [n, D]."""
+    return _apply(_Scatter, x_ND, exchange)
+
+
+def sum_gradient(x: Tensor, exchange: Exchange) -> Tensor:
+    """The same tensor; its gradient, a part on each rank, is summed over the axis."""
+    return _apply(_SumGradient, x, exchange)
+
+
+def _apply(function: type[torch.autograd.Function], x: Tensor, exchange: Exchange) -> Tensor:
+    # Collectives and the queue are Python, not to be traced. The detour costs time on the CPU.
+    if torch.compiler.is_compiling():
+        return _untraced(function, x, exchange)  # type: ignore[no-any-return]
+    return function.apply(x, exchange)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _untraced(function: type[torch.autograd.Function], x: Tensor, exchange: Exchange) -> Tensor:
+    return function.apply(x, exchange)  # type: ignore[no-any-return, no-untyped-call]
