@@ -64,6 +64,29 @@ def fit_tail(degree: int, k: float) -> tuple[float, np.ndarray]:
     return minimax(t, t / ratio, np.ones_like(t), degree)
 
 
+def fit_tail_double(degree: int = 20, k: float = 0.25, largest: float = 40.0) -> list[float]:
+    """Interpolate P(z) = R(a) / t at Chebyshev's points; t = 1/(1 + k a), z = 2.25 t - 1.25.
+
+    The first coefficient absorbs the rounding at a = 0, so that R(0) comes out as exactly 1/2.
+    """
+    with mpmath.workdps(40):
+        low, high = 2.25 / (1 + mpmath.mpf(k) * largest) - 1.25, mpmath.mpf(1)
+        angles = [mpmath.pi * (j + mpmath.mpf(1) / 2) / (degree + 1) for j in range(degree + 1)]
+        z = [(high + low) / 2 + (high - low) / 2 * mpmath.cos(angle) for angle in angles]
+        powers = mpmath.matrix([[v**power for power in range(degree + 1)] for v in z])
+        goals = []
+        for t in ((v + 1.25) / 2.25 for v in z):
+            a = (1 / t - 1) / k
+            ratio = mpmath.erfc(a / mpmath.sqrt(2)) * mpmath.exp(a * a / 2) / 2
+            goals.append(ratio / t)
+        found = [float(c) for c in mpmath.lu_solve(powers, mpmath.matrix(goals))]
+    at_zero = found[-1]  # Horner's scheme at z = 1: there every product is exact
+    for c in reversed(found[:-1]):
+        at_zero += c
+    found[0] -= at_zero - 0.5
+    return found
+
+
 def main() -> None:
     """Print both polynomials at the two precisions that gelu_math.h uses."""
     fits = {
@@ -75,6 +98,8 @@ def main() -> None:
     for name, (error, coefficients) in fits.items():
         print(f"{name}: relative error {error:.1e}")
         print("  " + ", ".join(f"{c:.9g}f" for c in coefficients.astype(np.float32)))
+    print("R(a) with k = 0.25, for float64")
+    print("  " + ", ".join(repr(c) for c in fit_tail_double()))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ cannot be compiled, the same functions run torch's own kernels, after one warnin
 """
 
 from custom_gelu_ext.extension import build_info
-from custom_gelu_ext.functional import gelu
+from custom_gelu_ext.functional import bias_gelu, geglu, gelu, gelu_
 from custom_gelu_ext.modules import GELU
 
 __version__ = "0.1.0"
-__all__ = ["GELU", "build_info", "gelu"]
+__all__ = ["GELU", "bias_gelu", "build_info", "geglu", "gelu", "gelu_"]
