@@ -3,15 +3,18 @@
 Two functions are approximated, both in the relative error that the result will have:
 
 * 2^f for f in [-0.5, 0.5], as 1 + f P(f), so that 2^0 is exactly 1;
-* R(a) = Q(a) exp(a^2/2), Q(a) = 1 - Phi(a) the normal distribution's tail, as t P(t) with
-  t = 1/(1 + k a). R falls smoothly from 1/2 to about 0.4/a, and t maps [0, inf) onto (0, 1], where
-  a short polynomial suffices (a substitution by Hastings, 1955); k was chosen by trying.
+* R(a) = Q(a) exp(a^2/2), Q(a) = 1 - Phi(a) the normal distribution's tail. R falls smoothly from
+  1/2 to about 0.4/a: as a quotient of polynomials P(a)/Q(a), or as t P(t) with t = 1/(1 + k a),
+  which maps [0, inf) onto (0, 1], where a short polynomial suffices (a substitution by Hastings,
+  1955); k was chosen by trying.
 
 The fit is Lawson's: least squares, reweighted by the error until all peaks are level (minimax).
 Coefficients are printed lowest power first, with the largest relative error over the nodes.
 """
 
 from __future__ import annotations
+
+import math
 
 import mpmath
 import numpy as np
@@ -64,6 +67,35 @@ def fit_tail(degree: int, k: float) -> tuple[float, np.ndarray]:
     return minimax(t, t / ratio, np.ones_like(t), degree)
 
 
+def fit_tail_quotient(degree: int = 4) -> tuple[float, np.ndarray, np.ndarray]:
+    """Fit R(a) = P(a) / Q(a) with P(0) = 1/2 and Q(0) = 1; return the error, P and Q.
+
+    The equation P - R Q = 0 is linear in the coefficients; Lawson's weights are divided by Q's last
+    values, which turns its error into the quotient's (Loeb, 1957).
+    """
+    a = (1 / nodes(1 / (1 + 0.35 * 15.0), 1.0) - 1) / 0.35
+    # float32's log2(e)/4 is a little small; what that makes of exp(-a^2/2), R makes good.
+    constant = math.log2(math.e) / 4
+    lost = constant - float(np.float32(constant))
+    ratio = np.array([tail_ratio(v) for v in a]) * np.exp2(-2 * lost * a * a)
+    powers = a[:, None] ** np.arange(1, degree + 1)
+    columns = np.concatenate([powers, -ratio[:, None] * powers], axis=1)
+    weight, q_values = np.full(len(a), 1.0 / len(a)), np.ones(len(a))
+    best, chosen = np.inf, np.zeros(2 * degree)
+    for _ in range(600):
+        scale = np.sqrt(weight) / (ratio * q_values)
+        level = np.abs(columns * scale[:, None]).max(axis=0)
+        weighted = columns * scale[:, None] / level
+        solved = np.linalg.lstsq(weighted, (ratio - 0.5) * scale, rcond=None)[0] / level
+        p_values, q_values = 0.5 + powers @ solved[:degree], 1 + powers @ solved[degree:]
+        error = np.abs(p_values / q_values / ratio - 1)
+        if error.max() < best:
+            best, chosen = float(error.max()), solved
+        weight *= error / error.max() + 1e-3
+        weight /= weight.sum()
+    return best, np.concatenate([[0.5], chosen[:degree]]), np.concatenate([[1.0], chosen[degree:]])
+
+
 def fit_tail_double(degree: int = 20, k: float = 0.25, largest: float = 40.0) -> list[float]:
     """Interpolate P(z) = R(a) / t at Chebyshev's points; t = 1/(1 + k a), z = 2.25 t - 1.25.
 
@@ -90,13 +122,16 @@ def fit_tail_double(degree: int = 20, k: float = 0.25, largest: float = 40.0) ->
 def main() -> None:
     """Print both polynomials at the two precisions that gelu_math.h uses."""
     fits = {
-        "2^f, for float32 results": fit_exp2(5),
+        "2^f, for float32 results": fit_exp2(4),
         "2^f, for 16-bit results": fit_exp2(3),
-        "R(a) with k = 0.35, for float32 results": fit_tail(8, 0.35),
         "R(a) with k = 0.3, for 16-bit results": fit_tail(5, 0.3),
     }
     for name, (error, coefficients) in fits.items():
         print(f"{name}: relative error {error:.1e}")
+        print("  " + ", ".join(f"{c:.9g}f" for c in coefficients.astype(np.float32)))
+    error, *quotient = fit_tail_quotient()
+    print(f"R(a), numerator and denominator, for float32 results: relative error {error:.1e}")
+    for coefficients in quotient:
         print("  " + ", ".join(f"{c:.9g}f" for c in coefficients.astype(np.float32)))
     print("R(a) with k = 0.25, for float64")
     print("  " + ", ".join(repr(c) for c in fit_tail_double()))
