@@ -96,6 +96,16 @@ def fit_tail_quotient(degree: int = 4) -> tuple[float, np.ndarray, np.ndarray]:
     return best, np.concatenate([[0.5], chosen[:degree]]), np.concatenate([[1.0], chosen[degree:]])
 
 
+def fit_exp2_double(degree: int = 11) -> list[float]:
+    """Interpolate P in 2^f = 1 + f P(f) at Chebyshev's points."""
+    with mpmath.workdps(40):
+        angles = [mpmath.pi * (j + mpmath.mpf(1) / 2) / degree for j in range(degree)]
+        f = [mpmath.cos(angle) / 2 for angle in angles]
+        goals = [mpmath.log(2) if abs(v) < 1e-20 else (mpmath.mpf(2) ** v - 1) / v for v in f]
+        powers = mpmath.matrix([[v**power for power in range(degree)] for v in f])
+        return [1.0, *(float(c) for c in mpmath.lu_solve(powers, mpmath.matrix(goals)))]
+
+
 def fit_tail_double(degree: int = 20, k: float = 0.25, largest: float = 40.0) -> list[float]:
     """Interpolate P(z) = R(a) / t at Chebyshev's points; t = 1/(1 + k a), z = 2.25 t - 1.25.
 
@@ -133,6 +143,8 @@ def main() -> None:
     print(f"R(a), numerator and denominator, for float32 results: relative error {error:.1e}")
     for coefficients in quotient:
         print("  " + ", ".join(f"{c:.9g}f" for c in coefficients.astype(np.float32)))
+    print("2^f, for float64")
+    print("  " + ", ".join(repr(c) for c in fit_exp2_double()))
     print("R(a) with k = 0.25, for float64")
     print("  " + ", ".join(repr(c) for c in fit_tail_double()))
 

@@ -34,7 +34,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415.
     """
     check("gelu", "x", x, approximate)
-    if not has_kernel(x.device):
+    if not has_kernel(x):
         return F.gelu(x, approximate=approximate)
     return transforms.gelu(x, approximate)
 
@@ -49,7 +49,7 @@ def gelu_(x: Tensor, approximate: str = "none") -> Tensor:
             transform of ``torch.func`` is active.
     """
     check("gelu_", "x", x, approximate)
-    if not has_kernel(x.device):
+    if not has_kernel(x):
         return torch.ops.aten.gelu_(x, approximate=approximate)  # type: ignore[no-any-return]
     if transforms.transformed():
         raise RuntimeError("gelu_: not under torch.func or forward mode; use gelu(x)")
@@ -81,7 +81,7 @@ def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
     check("bias_gelu", "bias", bias, approximate)
     if bias.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
         bias = bias.to(x.dtype)
-    if not has_kernel(x.device) or transforms.transformed():
+    if not has_kernel(x) or transforms.transformed():
         _check_bias(x, bias)
         return gelu(x + bias, approximate)
     return ops.bias_gelu.default(x, bias, approximate)  # type: ignore[no-any-return]
@@ -109,7 +109,7 @@ def geglu(gate: Tensor, value: Tensor, approximate: str = "none") -> Tensor:
     if gate.dtype != value.dtype and torch.is_autocast_enabled(gate.device.type):
         wide = torch.promote_types(gate.dtype, value.dtype)
         gate, value = gate.to(wide), value.to(wide)
-    if not has_kernel(gate.device) or transforms.transformed():
+    if not has_kernel(gate) or transforms.transformed():
         _check_alike(gate, value)
         return gelu(gate, approximate) * value
     return ops.geglu.default(gate, value, approximate)  # type: ignore[no-any-return]

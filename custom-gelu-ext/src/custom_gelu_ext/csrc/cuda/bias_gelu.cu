@@ -1,10 +1,12 @@
 // GELU of x + bias: forward, and a backward that also sums the bias's gradient in the same pass.
 //
-// The bias's gradient is the sum of x's gradient over all rows, and x's gradient passes through the
-// registers anyway. A thread owns one pack of columns and walks down the rows, summing as it goes;
-// the sums of a block's threads meet in shared memory, those of the blocks in a small array that a
-// second kernel adds up. Always in the same order: no atomics, so that the same input gives the
-// same bits, on any GPU.
+// A thread owns one pack of columns, so that it reads its part of the bias once, and walks down the
+// rows. The bias's gradient is the sum of x's gradient over all rows, and that passes through the
+// registers anyway: the thread sums as it goes, the sums of a block's threads meet in shared memory,
+// those of the blocks in a small array that a second kernel adds up. Always in the same order: no
+// atomics, so that the same input gives the same bits, on any GPU.
+#include <algorithm>
+
 #include "../operations.h"
 #include "elementwise.cuh"
 #include "launchers.h"
@@ -20,23 +22,63 @@ constexpr int kBlocksPerSM = 3;  // leaves a thread 80 registers; with 64 the su
 // alone.
 constexpr int64_t kBlocks = 2 * kBlocksPerSM * 132;
 
+int64_t up(int64_t n, int64_t divisor) {
+  return (n + divisor - 1) / divisor;
+}
+
 // A block is `across` threads along the columns times `down` along the rows; `chunks` such blocks
 // share the rows of one strip of columns.
 struct Division {
-  int across, down;
+  int across = 1, down;
   int64_t strips, chunks;
+
+  Division(int64_t packs_per_row) {
+    while (across < 32 && across < packs_per_row) across *= 2;
+    down = kThreads / across;
+    strips = std::max<int64_t>(1, up(packs_per_row, across));
+  }
+  unsigned blocks() const { return unsigned(strips * chunks); }
+  dim3 threads() const { return dim3(across, down); }
 };
 
-Division divide(int64_t rows, int64_t packs_per_row) {
-  Division d{1, kThreads, 1, 1};
-  while (d.across < 32 && d.across < packs_per_row) d.across *= 2;
-  d.down = kThreads / d.across;
-  d.strips = (packs_per_row + d.across - 1) / d.across;
-  const int64_t most = (rows + d.down * kRowsAhead - 1) / (d.down * kRowsAhead);
-  d.chunks = kBlocks / d.strips;
-  d.chunks = d.chunks < most ? d.chunks : most;
-  d.chunks = d.chunks > 1 ? d.chunks : 1;
+Division divide_backward(int64_t rows, int64_t packs_per_row) {
+  Division d(packs_per_row);
+  const int64_t most = up(rows, d.down * kRowsAhead);
+  d.chunks = std::max<int64_t>(1, std::min(kBlocks / d.strips, most));
   return d;
+}
+
+// Element (row, column) of a tensor with this stride, as the pack that begins there.
+template <typename Pack, typename Element>
+__device__ __forceinline__ Pack* at(Element* base, int64_t stride, int64_t row, int64_t column) {
+  return reinterpret_cast<Pack*>(base + row * stride + column);
+}
+
+// Each thread takes kRows rows of one pack.
+template <typename Precision, Mode kMode, typename Element, int kLanes, int kRows>
+__global__ void __launch_bounds__(kThreads, kThreadsPerSM / kThreads)
+    bias_gelu_kernel(Operands o, int64_t strips) {
+  using Pack = Pack<Element, kLanes>;
+  const int64_t strip = blockIdx.x % strips, chunk = blockIdx.x / strips;
+  const int64_t column = (strip * blockDim.x + threadIdx.x) * kLanes;
+  const int64_t top = chunk * blockDim.y * kRows + threadIdx.y;
+  if (column >= o.width) return;
+  const auto* x = static_cast<const Element*>(o.inputs[0]);
+  Pack in[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int64_t row = top + r * blockDim.y;
+    if (row < o.rows) in[r] = *at<const Pack>(x, o.input_strides[0], row, column);
+  }
+  const Pack bias = *at<const Pack>(static_cast<const Element*>(o.inputs[1]), 0, 0, column);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int64_t row = top + r * blockDim.y;
+    if (row >= o.rows) break;
+    Pack pair[2] = {in[r], bias}, out[1];
+    compute<BiasGelu<Precision, kMode>, Element>(pair, out);
+    *at<Pack>(static_cast<Element*>(o.outputs[0]), o.output_strides[0], row, column) = out[0];
+  }
 }
 
 template <typename Precision, Mode kMode, typename Element, int kLanes>
@@ -50,11 +92,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   Real sums[kLanes] = {};
 
   if (column < o.width) {
-    const auto at = [=](const void* base, int64_t stride, int64_t row) {
-      return reinterpret_cast<const Pack*>(static_cast<const Element*>(base) + row * stride +
-                                           column);
-    };
-    const Pack bias = *at(o.inputs[2], 0, 0);
+    const auto* grads = static_cast<const Element*>(o.inputs[0]);
+    const auto* xs = static_cast<const Element*>(o.inputs[1]);
+    const Pack bias = *at<const Pack>(static_cast<const Element*>(o.inputs[2]), 0, 0, column);
     const int64_t step = chunks * blockDim.y;
     for (int64_t top = chunk * blockDim.y + threadIdx.y; top < o.rows; top += step * kRowsAhead) {
       Pack grad[kRowsAhead], x[kRowsAhead];
@@ -62,8 +102,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
       for (int r = 0; r < kRowsAhead; ++r) {
         const int64_t row = top + r * step;
         if (row >= o.rows) break;
-        grad[r] = *at(o.inputs[0], o.input_strides[0], row);
-        x[r] = *at(o.inputs[1], o.input_strides[1], row);
+        grad[r] = *at<const Pack>(grads, o.input_strides[0], row, column);
+        x[r] = *at<const Pack>(xs, o.input_strides[1], row, column);
       }
 #pragma unroll
       for (int r = 0; r < kRowsAhead; ++r) {
@@ -77,8 +117,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
           sums[lane] += dx;
           result.values[lane] = narrow<Element>(dx);
         }
-        auto* out = static_cast<Element*>(o.outputs[0]) + row * o.output_strides[0] + column;
-        *reinterpret_cast<Pack*>(out) = result;
+        *at<Pack>(static_cast<Element*>(o.outputs[0]), o.output_strides[0], row, column) = result;
       }
     }
   }
@@ -116,16 +155,45 @@ __global__ void sum_rows_kernel(const Real* partial, int64_t rows, int64_t width
 }
 
 template <typename Element>
-int lanes_of(const Operands& o) {
+int lanes_of(const Operands& o, int inputs, int outputs) {
   constexpr int kLanes = kPackBytes / sizeof(Element);
-  return aligned(o, 3, 2, kLanes) && o.width % kLanes == 0 ? kLanes : 1;
+  return aligned(o, inputs, outputs, kLanes) && o.width % kLanes == 0 ? kLanes : 1;
 }
+
+struct LaunchForward {
+  const Operands& o;
+  cudaStream_t stream;
+
+  template <typename Element, typename Precision, Mode kMode>
+  cudaError_t operator()() const {
+    if (o.rows * o.width == 0) return cudaSuccess;
+    constexpr int kLanes = kPackBytes / sizeof(Element);
+    return lanes_of<Element>(o, 2, 1) == kLanes ? run<Element, Precision, kMode, kLanes>()
+                                                : run<Element, Precision, kMode, 1>();
+  }
+
+  template <typename Element, typename Precision, Mode kMode, int kLanes>
+  cudaError_t run() const {
+    constexpr int kMany = 4;
+    Division d(o.width / kLanes);
+    d.chunks = up(o.rows, d.down * kMany);
+    if (d.strips * d.chunks >= kBlocks) {
+      bias_gelu_kernel<Precision, kMode, Element, kLanes, kMany>
+          <<<d.blocks(), d.threads(), 0, stream>>>(o, d.strips);
+    } else {  // a small tensor: rather more threads than more work for each
+      d.chunks = up(o.rows, d.down);
+      bias_gelu_kernel<Precision, kMode, Element, kLanes, 1>
+          <<<d.blocks(), d.threads(), 0, stream>>>(o, d.strips);
+    }
+    return cudaGetLastError();
+  }
+};
 
 struct CountPartialRows {
   const Operands& o;
   template <typename Element, typename Precision, Mode kMode>
   int64_t operator()() const {
-    return divide(o.rows, o.width / lanes_of<Element>(o)).chunks;
+    return divide_backward(o.rows, o.width / lanes_of<Element>(o, 3, 2)).chunks;
   }
 };
 
@@ -138,20 +206,19 @@ struct LaunchBackward {
   cudaError_t operator()() const {
     if (o.width == 0) return cudaSuccess;
     constexpr int kLanes = kPackBytes / sizeof(Element);
-    return lanes_of<Element>(o) == kLanes ? run<Element, Precision, kMode, kLanes>()
-                                          : run<Element, Precision, kMode, 1>();
+    return lanes_of<Element>(o, 3, 2) == kLanes ? run<Element, Precision, kMode, kLanes>()
+                                                : run<Element, Precision, kMode, 1>();
   }
 
   template <typename Element, typename Precision, Mode kMode, int kLanes>
   cudaError_t run() const {
     using Real = typename Precision::Real;
-    const Division d = divide(o.rows, o.width / kLanes);
+    const Division d = divide_backward(o.rows, o.width / kLanes);
     auto* sums = static_cast<Real*>(partial);
     bias_gelu_backward_kernel<Precision, kMode, Element, kLanes>
-        <<<unsigned(d.strips * d.chunks), dim3(d.across, d.down), 0, stream>>>(o, sums, d.strips,
-                                                                              d.chunks);
+        <<<d.blocks(), d.threads(), 0, stream>>>(o, sums, d.strips, d.chunks);
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-    sum_rows_kernel<<<unsigned((o.width + 31) / 32), dim3(32, 8), 0, stream>>>(
+    sum_rows_kernel<<<unsigned(up(o.width, 32)), dim3(32, 8), 0, stream>>>(
         sums, d.chunks, o.width, static_cast<Element*>(o.outputs[1]));
     return cudaGetLastError();
   }
@@ -160,7 +227,7 @@ struct LaunchBackward {
 }  // namespace
 
 cudaError_t bias_gelu(const Operands& operands, cudaStream_t stream) {
-  return dispatch<Elements>(operands.type, operands.mode, Launch<BiasGelu>{operands, stream});
+  return dispatch<Elements>(operands.type, operands.mode, LaunchForward{operands, stream});
 }
 
 int64_t partial_rows(const Operands& operands) {

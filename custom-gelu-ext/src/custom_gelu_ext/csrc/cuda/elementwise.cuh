@@ -23,8 +23,8 @@ constexpr int kPackBytes = 16;
 // threads: 1024 with 32 bytes under way are above the 18 KiB per SM that an H100's memory needs
 // (3.35 TB/s x some 0.7 us of latency / 132 SMs).
 constexpr int kThreadsPerSM = 1024;
-// Up to here (1.5 MiB a tensor) every thread takes one pack; from there on two.
-constexpr int64_t kSmall = 3 << 19;
+// Up to here (2 MiB a tensor) a thread takes 8 bytes, from there on twice 16.
+constexpr int64_t kSmall = 1 << 21;
 
 // How a kernel takes its tensors apart: threads a block, packs a thread, elements a pack.
 // kFlat: one row; else packs of several rows are numbered on, and none lies across two rows.
@@ -156,7 +156,7 @@ cudaError_t launch_elementwise(const Operands& operands, cudaStream_t stream) {
   }
   if (!packed) return launch<F, Element, Shape<256, 2, 1, true>>(operands, stream);
   return count * int64_t(sizeof(Element)) <= kSmall
-             ? launch<F, Element, Shape<128, 1, kLanes, true>>(operands, stream)
+             ? launch<F, Element, Shape<128, 1, kLanes / 2, true>>(operands, stream)
              : launch<F, Element, Shape<256, 2, kLanes, true>>(operands, stream);
 }
 
