@@ -129,6 +129,44 @@ def fit_tail_double(degree: int = 20, k: float = 0.25, largest: float = 40.0) ->
     return found
 
 
+def gelu_and_derivative(x: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return gelu(x) and gelu'(x) in double precision."""
+    if mode == "exact":
+        upper = np.array([math.erfc(-v / math.sqrt(2)) / 2 for v in x])
+        return x * upper, upper + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    c1 = 2 * math.sqrt(2 / math.pi)
+    c3 = 0.044715 * c1
+    s = 1 / (1 + np.exp(-(c1 * x + c3 * x**3)))
+    return x * s, s * (1 + x * (c1 + 3 * c3 * x * x) * (1 - s))
+
+
+def minimum(mode: str) -> tuple[float, float]:
+    """Return where gelu is least, and its value there."""
+    low, high = -1.0, -0.5
+    for _ in range(100):
+        middle = (low + high) / 2
+        if gelu_and_derivative(np.array([middle]), mode)[1][0] > 0:
+            high = middle
+        else:
+            low = middle
+    return low, float(gelu_and_derivative(np.array([low]), mode)[0][0])
+
+
+def fit_inverse(mode: str, right: bool, degree: int = 10) -> tuple[float, float, np.ndarray]:
+    """Fit gelu'(x) as P(z), z = scale s - 1, s = sqrt(gelu(x) - minimum), on one side of it.
+
+    On either side gelu is monotonic, so that its value determines x and the derivative; near the
+    minimum both x and the derivative are smooth functions of s. Return error, scale and P.
+    """
+    at, least = minimum(mode)
+    steps = np.concatenate([2 * np.linspace(0, 1, 3000) ** 2, np.linspace(2, 6.5 if right else 14)])
+    value, slope = gelu_and_derivative(at + steps if right else at - steps, mode)
+    s = np.sqrt(np.maximum(value - least, 0))
+    scale = 2 / s.max()
+    error, coefficients = minimax(scale * s - 1, np.ones_like(s), slope, degree)
+    return error, scale, coefficients
+
+
 def main() -> None:
     """Print both polynomials at the two precisions that gelu_math.h uses."""
     fits = {
@@ -143,6 +181,13 @@ def main() -> None:
     print(f"R(a), numerator and denominator, for float32 results: relative error {error:.1e}")
     for coefficients in quotient:
         print("  " + ", ".join(f"{c:.9g}f" for c in coefficients.astype(np.float32)))
+    for mode in ("exact", "tanh"):
+        print(f"{mode}: the minimum lies at", *(f"{v:.9g}f" for v in minimum(mode)))
+        for right in (False, True):
+            error, scale, coefficients = fit_inverse(mode, right)
+            side = "right" if right else "left"
+            print(f"  derivative {side} of it, scale {scale:.9g}f, error {error:.1e}")
+            print("    " + ", ".join(f"{c:.9g}f" for c in coefficients.astype(np.float32)))
     print("2^f, for float64")
     print("  " + ", ".join(repr(c) for c in fit_exp2_double()))
     print("R(a) with k = 0.25, for float64")

@@ -8,8 +8,11 @@
     bias_gelu_backward(grad, x, bias)                 grad gelu'(x + bias), its sum over rows
     geglu(gate, value)                                gelu(gate) value
     geglu_backward(grad, gate, value)                 grad value gelu'(gate), grad gelu(gate)
+    gelu_8bit(x), gelu_1bit(x)                        gelu(x), a code of gelu'(x) in uint8
+    gelu_8bit_backward(grad, code)                    grad gelu'(x)
+    gelu_1bit_backward(grad, gelu(x), code)           grad gelu'(x)
 
-each with a last argument ``approximate``. ``csrc/torch/binding.cpp`` declares them. A call goes to
+each (but gelu_8bit_backward) with a last argument ``approximate``. ``csrc/torch/binding.cpp`` declares them. A call goes to
 torch's dispatcher, which looks at the tensors and picks a function: first the autograd one, which
 records what backward will need and calls the operator again below autograd, then the C++ or CUDA
 kernel; or, where torch.compile traces, the fake one, which knows shapes and strides only.
@@ -120,6 +123,18 @@ def _fake_geglu_backward(
     return torch.empty_like(gate), torch.empty_like(gate)
 
 
+def _fake_gelu_8bit(x: Tensor, approximate: str = "none") -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty((x.numel(),), dtype=torch.uint8)
+
+
+def _fake_gelu_1bit(x: Tensor, approximate: str = "none") -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(((x.numel() + 7) // 8,), dtype=torch.uint8)
+
+
+def _contiguous_like_first(first: Tensor, *rest: Any) -> Tensor:
+    return first.new_empty(first.shape)
+
+
 def _nothing(x: Tensor, approximate: str = "none") -> None:
     return None
 
@@ -133,6 +148,10 @@ FAKES: dict[str, Callable[..., Any]] = {
     "bias_gelu_backward": _fake_bias_gelu_backward,
     "geglu": _like_first,
     "geglu_backward": _fake_geglu_backward,
+    "gelu_8bit": _fake_gelu_8bit,
+    "gelu_8bit_backward": _contiguous_like_first,
+    "gelu_1bit": _fake_gelu_1bit,
+    "gelu_1bit_backward": _contiguous_like_first,
 }
 COMPOSED: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "gelu_double_backward": _double_backward,

@@ -27,4 +27,21 @@ struct Operands {
   int64_t output_strides[2];
 };
 
+// How much of the derivative is kept: derivative_code.h says what it means.
+enum class Code { kEight, kOne };
+
+// GELU with its derivative kept in a code of 8 bits an element, or 1 bit, lowest bit first; and the
+// gradient from that. All tensors are one row of `count` elements. `value` is gelu's result, which decoding
+// 1 bit needs.
+struct Coded {
+  Type type;
+  Mode mode;
+  Code code;
+  int64_t count;
+  const void* input;  // x, or the gradient of gelu's result
+  void* output;       // gelu's result, or the gradient of x
+  const void* value;  // when decoding 1 bit: gelu's result
+  uint8_t* codes;     // written by encoding, read by decoding
+};
+
 }  // namespace custom_gelu

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "../derivative_code.h"
 #include "../operations.h"
 #include "elements.h"
 
@@ -110,6 +111,69 @@ struct BiasBackward {
   }
 };
 
+// The codes of one bit are made in whole bytes: a thread's elements begin at a multiple of 8.
+template <typename Function>
+void for_groups(int64_t count, const Function& function) {
+  parallel_for((count + 7) / 8, kGrain / 8, [&](int64_t begin, int64_t end) {
+    function(8 * begin, std::min(8 * end, count));
+  });
+}
+
+struct Encode {
+  const Coded& c;
+  template <typename Element, typename Precision, Mode kMode>
+  void operator()() const {
+    const auto* x = static_cast<const Element*>(c.input);
+    auto* out = static_cast<Element*>(c.output);
+    const auto codes = c.codes;
+    for_groups(c.count, [=, this](int64_t begin, int64_t end) {
+      GELU_INDEPENDENT
+      for (int64_t i = begin; i < end; ++i) {
+        store(out + i, gelu_value<Precision, kMode>(load(x + i)));
+      }
+      if (c.code == Code::kEight) {
+        GELU_INDEPENDENT
+        for (int64_t i = begin; i < end; ++i) {
+          codes[i] = eight_bits(gelu_derivative<Precision, kMode>(load(x + i)));
+        }
+      } else {
+        for (int64_t i = begin; i < end; i += 8) {
+          unsigned bits = 0;
+          for (int k = 0; k < 8 && i + k < end; ++k) {
+            bits |= unsigned(right_of_minimum<kMode>(load(x + i + k))) << k;
+          }
+          codes[i / 8] = uint8_t(bits);
+        }
+      }
+    });
+  }
+};
+
+struct Decode {
+  const Coded& c;
+  template <typename Element, typename Precision, Mode kMode>
+  void operator()() const {
+    const auto* grad = static_cast<const Element*>(c.input);
+    const auto* value = static_cast<const Element*>(c.value);
+    auto* out = static_cast<Element*>(c.output);
+    const uint8_t* codes = c.codes;
+    for_groups(c.count, [=, this](int64_t begin, int64_t end) {
+      if (c.code == Code::kEight) {
+        GELU_INDEPENDENT
+        for (int64_t i = begin; i < end; ++i) {
+          store(out + i, load(grad + i) * from_eight_bits(codes[i]));
+        }
+      } else {
+        GELU_INDEPENDENT
+        for (int64_t i = begin; i < end; ++i) {
+          const bool right = ((codes[i / 8] >> (i % 8)) & 1) != 0;
+          store(out + i, load(grad + i) * derivative_from_value<kMode>(float(load(value + i)), right));
+        }
+      }
+    });
+  }
+};
+
 }  // namespace
 
 void elementwise(Op op, const Operands& o) {
@@ -131,6 +195,14 @@ void elementwise(Op op, const Operands& o) {
 
 void bias_gelu_backward(const Operands& o) {
   dispatch<Elements>(o.type, o.mode, BiasBackward{o});
+}
+
+void encode(const Coded& coded) {
+  dispatch<Elements>(coded.type, coded.mode, Encode{coded});
+}
+
+void decode(const Coded& coded) {
+  dispatch<Elements>(coded.type, coded.mode, Decode{coded});
 }
 
 }  // namespace custom_gelu::cpu

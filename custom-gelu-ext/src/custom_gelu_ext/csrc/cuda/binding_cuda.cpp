@@ -31,6 +31,13 @@ struct Cuda {
     check_launch(cuda::bias_gelu_backward(operands, partial.mutable_data_ptr(),
                                           c10::cuda::getCurrentCUDAStream()));
   }
+
+  static void encode(const Coded& coded) {
+    check_launch(cuda::encode(coded, c10::cuda::getCurrentCUDAStream()));
+  }
+  static void decode(const Coded& coded) {
+    check_launch(cuda::decode(coded, c10::cuda::getCurrentCUDAStream()));
+  }
 };
 
 }  // namespace

@@ -24,4 +24,7 @@ cudaError_t geglu_backward(const Operands& operands, cudaStream_t stream);
 int64_t partial_rows(const Operands& operands);
 cudaError_t bias_gelu_backward(const Operands& operands, void* partial, cudaStream_t stream);
 
+cudaError_t encode(const Coded& coded, cudaStream_t stream);
+cudaError_t decode(const Coded& coded, cudaStream_t stream);
+
 }  // namespace custom_gelu::cuda

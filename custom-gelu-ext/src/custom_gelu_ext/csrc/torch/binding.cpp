@@ -28,6 +28,8 @@ struct Cpu {
   static void bias_gelu_backward(const Operands& operands, const at::Tensor&) {
     cpu::bias_gelu_backward(operands);
   }
+  static void encode(const Coded& coded) { cpu::encode(coded); }
+  static void decode(const Coded& coded) { cpu::decode(coded); }
 };
 
 }  // namespace
@@ -50,6 +52,13 @@ TORCH_LIBRARY(custom_gelu_ext, m) {
   m.def(
       "geglu_backward(Tensor grad, Tensor gate, Tensor value, str approximate='none')"
       " -> (Tensor, Tensor)",
+      tags);
+  m.def("gelu_8bit(Tensor x, str approximate='none') -> (Tensor, Tensor)", tags);
+  m.def("gelu_8bit_backward(Tensor grad, Tensor code) -> Tensor", tags);
+  m.def("gelu_1bit(Tensor x, str approximate='none') -> (Tensor, Tensor)", tags);
+  m.def(
+      "gelu_1bit_backward(Tensor grad, Tensor value, Tensor code, str approximate='none')"
+      " -> Tensor",
       tags);
 }
 

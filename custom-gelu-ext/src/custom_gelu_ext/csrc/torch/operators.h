@@ -2,6 +2,7 @@
 //     Backend::Guard guard(device)            makes the device current;
 //     Backend::elementwise(op, operands)      runs a kernel;
 //     Backend::bias_gelu_backward(operands, x)
+//     Backend::encode(coded), Backend::decode(coded)
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -127,7 +128,56 @@ struct Operators {
     return {to_gate, to_value};
   }
 
+  static std::tuple<Tensor, Tensor> gelu_8bit(const Tensor& x, Approximate approximate) {
+    return encode(Code::kEight, x, approximate);
+  }
+  static std::tuple<Tensor, Tensor> gelu_1bit(const Tensor& x, Approximate approximate) {
+    return encode(Code::kOne, x, approximate);
+  }
+  static Tensor gelu_8bit_backward(const Tensor& grad, const Tensor& code) {
+    return decode(Code::kEight, grad, nullptr, code, Mode::kExact);
+  }
+  static Tensor gelu_1bit_backward(const Tensor& grad, const Tensor& value, const Tensor& code,
+                                   Approximate approximate) {
+    check_alike("gelu_1bit_backward: grad", grad, "value", value);
+    const Tensor packed = value.contiguous();
+    return decode(Code::kOne, grad, &packed, code, mode_of(approximate));
+  }
+
  private:
+  static int64_t code_size(Code code, int64_t count) {
+    return code == Code::kEight ? count : (count + 7) / 8;
+  }
+
+  static std::tuple<Tensor, Tensor> encode(Code code, const Tensor& x, Approximate approximate) {
+    const Mode mode = mode_of(approximate);
+    const Type type = type_of(x);
+    const Guard guard(x.device());
+    const Tensor source = x.contiguous();
+    Tensor out = at::empty(x.sizes(), x.options());
+    Tensor codes = at::empty({code_size(code, x.numel())}, x.options().dtype(at::kByte));
+    Backend::encode(Coded{type, mode, code, x.numel(), source.const_data_ptr(),
+                          out.mutable_data_ptr(), nullptr, codes.mutable_data_ptr<uint8_t>()});
+    return {out, codes};
+  }
+
+  static Tensor decode(Code code, const Tensor& grad, const Tensor* value, const Tensor& codes,
+                       Mode mode) {
+    const Type type = type_of(grad);
+    TORCH_CHECK_VALUE(
+        codes.scalar_type() == at::kByte && codes.dim() == 1 && codes.is_contiguous() &&
+            codes.size(0) == code_size(code, grad.numel()) && codes.device() == grad.device(),
+        "gelu: the code must be uint8 [", code_size(code, grad.numel()),
+        "] on grad's device, as forward returned it; got ", codes.scalar_type(), shape_of(codes));
+    const Guard guard(grad.device());
+    const Tensor source = grad.contiguous();
+    Tensor out = at::empty(grad.sizes(), grad.options());
+    Backend::decode(Coded{type, mode, code, grad.numel(), source.const_data_ptr(),
+                          out.mutable_data_ptr(), value ? value->const_data_ptr() : nullptr,
+                          const_cast<uint8_t*>(codes.const_data_ptr<uint8_t>())});
+    return out;
+  }
+
   // empty_like(x), by a shorter way where x is contiguous: that counts for a small tensor.
   static Tensor like(const Tensor& x) {
     return x.is_contiguous() ? at::empty(x.sizes(), x.options()) : at::empty_like(x);
@@ -147,6 +197,10 @@ void implement(torch::Library& m) {
   m.impl("bias_gelu_backward", O::bias_gelu_backward);
   m.impl("geglu", O::geglu);
   m.impl("geglu_backward", O::geglu_backward);
+  m.impl("gelu_8bit", O::gelu_8bit);
+  m.impl("gelu_8bit_backward", O::gelu_8bit_backward);
+  m.impl("gelu_1bit", O::gelu_1bit);
+  m.impl("gelu_1bit_backward", O::gelu_1bit_backward);
 }
 
 }  // namespace custom_gelu
