@@ -6,9 +6,10 @@ import warnings
 
 import torch
 
+from custom_gelu_ext._ahead import ahead_of_time
 from custom_gelu_ext._build import BuildInfo, build
 
-build_info: BuildInfo = build()
+build_info: BuildInfo = ahead_of_time() or build()
 LOADED: bool = build_info.module is not None
 
 if LOADED and not build_info.cuda and torch.cuda.is_available():

@@ -14,8 +14,9 @@
 
 namespace custom_gelu {
 
-// "[3, 4]". Not through the shape's own operator<<: on one machine (GCC 13.3, torch 2.11) checks
-// whose message printed a shape crashed, those without did not. The cause is not known.
+// "[3, 4]". Not through the shape's own operator<<: on one machine (GCC 13.3, torch 2.11) a check
+// whose message got a number through c10's stream crashed, each of those that got none did not. The
+// cause is not known; numbers in messages are made strings first, here and elsewhere.
 inline std::string shape_of(const at::Tensor& tensor) {
   std::string text = "[";
   for (const int64_t size : tensor.sizes()) {
