@@ -174,9 +174,7 @@ def ceiling_cases(dtype: torch.dtype, n: int) -> Iterator[tuple[Case, list[Imple
 def compiled(function: Callable[..., object]) -> Implementation:
     """torch.compile of a peer, for exactly the shapes it meets."""
     reason = "" if torch.cuda.is_available() else "compiled for the GPU only"
-    return Implementation(
-        COMPILED, torch.compile(function, dynamic=False), ours=False, skip=reason
-    )
+    return Implementation(COMPILED, torch.compile(function, dynamic=False), ours=False, skip=reason)
 
 
 def bias_cases(
@@ -463,9 +461,7 @@ def add_mlp(run: Run, dim: int, hidden: int, rows: int, repeats: int) -> None:
     rows_ = []
     for name in models:
         ours = name != EAGER
-        rows_.append(
-            Row(name, "kept for backward", "B", [kept[name]], ours=ours, better="lower")
-        )
+        rows_.append(Row(name, "kept for backward", "B", [kept[name]], ours=ours, better="lower"))
         rows_.append(
             Row(
                 name,
@@ -525,7 +521,9 @@ def plan(device: torch.device, quick: bool) -> Iterator[tuple[str, torch.dtype, 
     if device.type == "cuda":
         types = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
         exponents = (20, 24, 28) if quick else (10, 16, 20, 24, 28)
-        yield from (("exact", dtype, 2**e) for dtype in types[: 2 if quick else 4] for e in exponents)
+        yield from (
+            ("exact", dtype, 2**e) for dtype in types[: 2 if quick else 4] for e in exponents
+        )
         if not quick:
             yield "exact", torch.bfloat16, 2**30
             yield from (("tanh", dtype, 2**28) for dtype in types[:3])
@@ -540,9 +538,7 @@ def plan(device: torch.device, quick: bool) -> Iterator[tuple[str, torch.dtype, 
         yield "exact", torch.float32, 2**24
 
 
-def fused_cases(
-    device: torch.device, quick: bool
-) -> Iterator[tuple[Case, list[Implementation]]]:
+def fused_cases(device: torch.device, quick: bool) -> Iterator[tuple[Case, list[Implementation]]]:
     """Yield the cases of bias+GELU and GEGLU."""
     if device.type == "cpu":
         yield from bias_cases(1024, 1024, torch.float32)

@@ -44,7 +44,9 @@ def geglu_forward(gate: Tensor, value: Tensor) -> Tensor:
     return out
 
 
-def geglu_backward(grad: Tensor, gate: Tensor, value: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+def geglu_backward(
+    grad: Tensor, gate: Tensor, value: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of gate and value; ``kept`` is not needed."""
     to_gate, to_value = torch.empty_like(gate), torch.empty_like(gate)
     n = gate.numel()

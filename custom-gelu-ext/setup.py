@@ -1,8 +1,8 @@
 """What pyproject.toml cannot say: kernels compiled into the wheel, if that is asked for.
 
-    pip install .                                       sources only; the first import compiles
-    CUSTOM_GELU_EXT_BUILD=aot    pip install --no-build-isolation .      ahead of time, for this torch
-    CUSTOM_GELU_EXT_BUILD=stable pip install --no-build-isolation .      for torch 2.10 and later
+    pip install .                          sources only; the first import compiles
+    CUSTOM_GELU_EXT_BUILD=aot    pip install --no-build-isolation .    ahead, for this torch
+    CUSTOM_GELU_EXT_BUILD=stable pip install --no-build-isolation .    for torch 2.10 and later
 
 ``--no-build-isolation`` lets the build see the torch that is installed. An ahead-of-time wheel fits
 this Python and this torch; the stable one uses only what torch promises not to change.
@@ -48,7 +48,7 @@ def extension(kind):
     if os.environ.get("CUSTOM_GELU_EXT_CUDA") == "0":
         without_cuda = "CUSTOM_GELU_EXT_CUDA=0 left it out"
     arch = "" if without_cuda else build.architectures()
-    folder = {"aot": PACKAGE / "csrc/torch", "stable": PACKAGE / "csrc/stable"}[kind]
+    folder = {"aot": PACKAGE / "csrc/torch", "stable": PACKAGE / "stable"}[kind]
     sources = [*sorted((PACKAGE / "csrc/cpu").glob("*.cpp")), *sorted(folder.glob("*.cpp"))]
     compile_args = {"cxx": ["-O3", "-std=c++20", *portable_flags(), "-fopenmp"], "nvcc": []}
     if not without_cuda:
@@ -69,11 +69,19 @@ def extension(kind):
     maker = cpp_extension.CppExtension if without_cuda else cpp_extension.CUDAExtension
     options = {}
     if kind == "stable":
-        target = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-        for flags in compile_args.values():
-            flags += [target]
-        compile_args["cxx"] += ["-DPy_LIMITED_API=0x030a0000", "-DUSE_CUDA"]
+        compile_args["cxx"] += [
+            "-DTORCH_TARGET_VERSION=0x020a000000000000",  # nothing newer than 2.10 is used
+            "-DPy_LIMITED_API=0x030a0000",
+            "-DUSE_CUDA",
+        ]
         options = {"py_limited_api": True}
+        if not without_cuda:
+            # Not CUDAExtension: it links torch's CUDA libraries, which a CPU build of torch lacks.
+            # The one symbol of theirs that is needed is found when it is first called.
+            maker = cpp_extension.CppExtension
+            options["include_dirs"] = [str(build.cuda_home() / "include")]
+            options["library_dirs"] = [str(build.cuda_home() / "lib64")]
+            options["libraries"] = ["cudart"]
     module = maker(
         f"custom_gelu_ext._{kind}",
         [os.path.relpath(source, HERE) for source in sources],

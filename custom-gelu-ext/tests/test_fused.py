@@ -248,9 +248,9 @@ def test_torch_func(device, approximate):
     ):
         for transform in (torch.func.jacrev, torch.func.jacfwd):
             got = transform(lambda *xs, f=ours: f(*xs, approximate), argnums=(0, 1))(*inputs)
-            expected = transform(
-                lambda *xs, f=reference: f(*xs, approximate), argnums=(0, 1)
-            )(*inputs)
+            expected = transform(lambda *xs, f=reference: f(*xs, approximate), argnums=(0, 1))(
+                *inputs
+            )
             torch.testing.assert_close(got, expected)
 
 
@@ -271,7 +271,7 @@ def test_in_place_is_refused_where_it_is_illegal(device):
         gelu_(x * 1)
     with torch.no_grad():
         gelu_(x)
-    with pytest.raises(RuntimeError, match="not under torch.func"):
+    with pytest.raises(RuntimeError, match="not under torch"):
         torch.vmap(gelu_)(randn(2, 3, device=device))
     saved = randn(3, device=device).requires_grad_()
     product = saved * saved.detach()
@@ -290,7 +290,7 @@ def test_what_does_not_fit_is_refused(device):
         bias_gelu(x, bias.float())
     with pytest.raises(ValueError, match=r"\[4\] must be gate's, \[3, 4\]"):
         geglu(x, bias)
-    with pytest.raises(TypeError, match="geglu: value must be a torch.Tensor, got float"):
+    with pytest.raises(TypeError, match=r"geglu: value must be a torch\.Tensor, got float"):
         geglu(x, 1.0)
     with pytest.raises(TypeError, match="bias's dtype must be float32"):
         bias_gelu(x, bias.int())

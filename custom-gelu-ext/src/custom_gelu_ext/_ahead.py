@@ -33,10 +33,11 @@ def ahead_of_time() -> BuildInfo | None:
     if facts["kind"] == "aot":
         module = importlib.import_module("custom_gelu_ext._aot")
     else:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         module = types.ModuleType("custom_gelu_ext._stable")  # it has no Python part
-    return BuildInfo(module, bool(facts["architectures"]), facts["architectures"], PACKAGE,
-                     facts["missing"])
+    return BuildInfo(
+        module, bool(facts["architectures"]), facts["architectures"], PACKAGE, facts["missing"]
+    )
 
 
 def _unfit(facts: dict[str, str]) -> str:

@@ -29,8 +29,11 @@ def main() -> int:
     line("C++ compiler", _build.cpu_missing(compiler) or compiler)
     line("nvcc", str(_build.cuda_home() or "not found"))
     line("ninja", _version_of("ninja"))
-    how = {"": "compiled at first import", "aot": "ahead of time, in the wheel", "stable": "in the "
-           "wheel, for torch 2.10 and later"}[_ahead.kind()]
+    how = {
+        "": "compiled at first import",
+        "aot": "ahead of time, in the wheel",
+        "stable": "in the wheel, for torch 2.10 and later",
+    }[_ahead.kind()]
     line("library", f"{how}: {info.directory}" if info.module else "none: torch's own kernels run")
     healthy = verdict("CPU", torch.device("cpu"), info.module is not None, info.missing)
     for index in range(torch.cuda.device_count()):

@@ -59,9 +59,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., D] for [..., D]."""
         up, down = self.up, self.down
-        return mlp(
-            x, up.weight, up.bias, down.weight, down.bias, self.approximate, save=self.save
-        )
+        return mlp(x, up.weight, up.bias, down.weight, down.bias, self.approximate, save=self.save)
 
     def extra_repr(self) -> str:
         """Show the arguments in ``print(model)``."""

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.overrides import has_torch_function_unary
 
+from custom_gelu_ext import _ahead, autograd_python
 from custom_gelu_ext.extension import LOADED, build_info
 from custom_gelu_ext.operators import NAMESPACE, ops
 from custom_gelu_ext.second_derivative import second_derivative
-
 
 # Looked up once: each name costs a tenth of a microsecond, which a small GELU notices.
 _is_compiling = torch.compiler.is_compiling
@@ -193,10 +193,13 @@ def _vmap_geglu_backward(
 
 
 if LOADED:
-    for _name, _rule in {
+    _rules: dict[str, Any] = {
         "gelu": _Gelu.vmap,
         "gelu_backward": _GeluBackward.vmap,
         "bias_gelu_backward": _vmap_bias_gelu_backward,
         "geglu_backward": _vmap_geglu_backward,
-    }.items():
+    }
+    for _name, _rule in _rules.items():
         torch.library.register_vmap(f"{NAMESPACE}::{_name}", _rule)
+    if _ahead.kind() == "stable":
+        autograd_python.register()

@@ -124,8 +124,10 @@ GELU_FN float exp2_device(float x) {
 }
 #endif
 
-// The nearest integer n to y >= 0 (y far below 2^22), and a word that ends in n's bits. With y + 1.5
-// * 2^23 the sum's last bit stands for 1, so that the addition itself rounds, and its low bits are n.
+// The nearest integer n to y >= 0 (y far below 2^22), and a word that ends in n's bits. With y
+// + 1.5
+// * 2^23 the sum's last bit stands for 1, so that the addition itself rounds, and its low bits are
+// n.
 template <typename Real>
 struct Nearest {
   Real real;

@@ -6,9 +6,10 @@
 // One bit is enough beside the result, which the next layer keeps anyway: gelu falls to its minimum
 // and then rises, so on either side of it the result determines x and the derivative; the bit tells
 // the side. Near the minimum both are smooth functions of s = sqrt(gelu(x) - minimum), of which a
-// polynomial makes the derivative. (That GELU can be inverted so is from Andoorveedu et al., "Tempo",
-// arXiv:2210.10246, which keeps a byte for the side.) The result was rounded to its type, which near
-// the minimum, where it hardly depends on x, leaves the derivative uncertain: by 0.02 in bfloat16.
+// polynomial makes the derivative. (That GELU can be inverted so is from Andoorveedu et al.,
+// "Tempo", arXiv:2210.10246, which keeps a byte for the side.) The result was rounded to its type,
+// which near the minimum, where it hardly depends on x, leaves the derivative uncertain: by 0.02 in
+// bfloat16.
 #pragma once
 
 #include "gelu_math.h"

@@ -31,8 +31,8 @@ struct Operands {
 enum class Code { kEight, kOne };
 
 // GELU with its derivative kept in a code of 8 bits an element, or 1 bit, lowest bit first; and the
-// gradient from that. All tensors are one row of `count` elements. `value` is gelu's result, which decoding
-// 1 bit needs.
+// gradient from that. All tensors are one row of `count` elements. `value` is gelu's result, which
+// decoding 1 bit needs.
 struct Coded {
   Type type;
   Mode mode;

@@ -104,7 +104,8 @@ struct BiasBackward {
     const int64_t n = o.width;
     GELU_INDEPENDENT
     for (int64_t c = 0; c < n; ++c) {
-      const Real dx = load(grad + c) * gelu_derivative<Precision, kMode>(load(x + c) + load(bias + c));
+      const Real dx =
+          load(grad + c) * gelu_derivative<Precision, kMode>(load(x + c) + load(bias + c));
       sums[c] += dx;
       store(out + c, dx);
     }
@@ -114,9 +115,8 @@ struct BiasBackward {
 // The codes of one bit are made in whole bytes: a thread's elements begin at a multiple of 8.
 template <typename Function>
 void for_groups(int64_t count, const Function& function) {
-  parallel_for((count + 7) / 8, kGrain / 8, [&](int64_t begin, int64_t end) {
-    function(8 * begin, std::min(8 * end, count));
-  });
+  parallel_for((count + 7) / 8, kGrain / 8,
+               [&](int64_t begin, int64_t end) { function(8 * begin, std::min(8 * end, count)); });
 }
 
 struct Encode {
@@ -167,7 +167,8 @@ struct Decode {
         GELU_INDEPENDENT
         for (int64_t i = begin; i < end; ++i) {
           const bool right = ((codes[i / 8] >> (i % 8)) & 1) != 0;
-          store(out + i, load(grad + i) * derivative_from_value<kMode>(float(load(value + i)), right));
+          store(out + i,
+                load(grad + i) * derivative_from_value<kMode>(float(load(value + i)), right));
         }
       }
     });

@@ -2,9 +2,9 @@
 //
 // A thread owns one pack of columns, so that it reads its part of the bias once, and walks down the
 // rows. The bias's gradient is the sum of x's gradient over all rows, and that passes through the
-// registers anyway: the thread sums as it goes, the sums of a block's threads meet in shared memory,
-// those of the blocks in a small array that a second kernel adds up. Always in the same order: no
-// atomics, so that the same input gives the same bits, on any GPU.
+// registers anyway: the thread sums as it goes, the sums of a block's threads meet in shared
+// memory, those of the blocks in a small array that a second kernel adds up. Always in the same
+// order: no atomics, so that the same input gives the same bits, on any GPU.
 #include <algorithm>
 
 #include "../operations.h"
@@ -15,11 +15,10 @@ namespace custom_gelu::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRowsAhead = 2;  // rows that a thread asks for before it uses the first
+constexpr int kRowsAhead = 2;    // rows that a thread asks for before it uses the first
 constexpr int kBlocksPerSM = 3;  // leaves a thread 80 registers; with 64 the sums spill
-// Blocks to divide the work into: two waves on an H100, whose 132 multiprocessors are more than most
-// GPUs have. Not asked of the GPU at hand, so that the order of sums depends on shapes
-// alone.
+// Blocks to divide the work into: two waves on an H100, whose 132 multiprocessors are more than
+// most GPUs have. Not asked of the GPU at hand, so that the order of sums depends on shapes alone.
 constexpr int64_t kBlocks = 2 * kBlocksPerSM * 132;
 
 int64_t up(int64_t n, int64_t divisor) {
@@ -235,7 +234,8 @@ int64_t partial_rows(const Operands& operands) {
 }
 
 cudaError_t bias_gelu_backward(const Operands& operands, void* partial, cudaStream_t stream) {
-  return dispatch<Elements>(operands.type, operands.mode, LaunchBackward{operands, partial, stream});
+  return dispatch<Elements>(operands.type, operands.mode,
+                            LaunchBackward{operands, partial, stream});
 }
 
 }  // namespace custom_gelu::cuda

@@ -10,8 +10,9 @@ namespace custom_gelu {
 namespace {
 
 void check_launch(cudaError_t error) {
-  TORCH_CHECK(error == cudaSuccess, "custom_gelu_ext: a kernel could not be launched: ",
-              cudaGetErrorString(error), "; python -m custom_gelu_ext.doctor shows what was built");
+  TORCH_CHECK(error == cudaSuccess,
+              "custom_gelu_ext: a kernel could not be launched: ", cudaGetErrorString(error),
+              "; python -m custom_gelu_ext.doctor shows what was built");
 }
 
 struct Cuda {

@@ -105,8 +105,8 @@ variable_list listed(Pair pair) {
 }
 
 variable_list backward_of_gelu(const Tensor& grad, const variable_list& in, Approximate mode) {
-  static const auto op = find<Tensor(const Tensor&, const Tensor&, Approximate)>(
-      "custom_gelu_ext::gelu_backward");
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, Approximate)>("custom_gelu_ext::gelu_backward");
   return {call(op, grad, in[0], mode)};
 }
 
@@ -139,22 +139,19 @@ using Binary = Tensor(const Tensor&, const Tensor&, Approximate);
 Tensor gelu_backward(c10::DispatchKeySet keys, const Tensor& grad, const Tensor& x,
                      Approximate approximate) {
   static const auto op = find<Binary>("custom_gelu_ext::gelu_backward");
-  return record(op, "GeluBackwardBackward", backward_of_gelu_backward,
-                                              keys, approximate, grad, x);
+  return record(op, "GeluBackwardBackward", backward_of_gelu_backward, keys, approximate, grad, x);
 }
 
 Tensor bias_gelu(c10::DispatchKeySet keys, const Tensor& x, const Tensor& bias,
                  Approximate approximate) {
   static const auto op = find<Binary>("custom_gelu_ext::bias_gelu");
-  return record(op, "BiasGeluBackward", backward_of_bias_gelu, keys,
-                                              approximate, x, bias);
+  return record(op, "BiasGeluBackward", backward_of_bias_gelu, keys, approximate, x, bias);
 }
 
 Tensor geglu(c10::DispatchKeySet keys, const Tensor& gate, const Tensor& value,
              Approximate approximate) {
   static const auto op = find<Binary>("custom_gelu_ext::geglu");
-  return record(op, "GegluBackward", backward_of_geglu, keys,
-                                              approximate, gate, value);
+  return record(op, "GegluBackward", backward_of_geglu, keys, approximate, gate, value);
 }
 
 }  // namespace

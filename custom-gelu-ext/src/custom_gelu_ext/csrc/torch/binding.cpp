@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "../cpu/kernels.h"
+#include "../schemas.h"
 #include "operators.h"
 
 namespace custom_gelu {
@@ -35,31 +36,7 @@ struct Cpu {
 }  // namespace
 
 TORCH_LIBRARY(custom_gelu_ext, m) {
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  m.def("gelu(Tensor x, str approximate='none') -> Tensor", tags);
-  m.def("gelu_(Tensor(a!) x, str approximate='none') -> ()", tags);
-  m.def("gelu_backward(Tensor grad, Tensor x, str approximate='none') -> Tensor", tags);
-  m.def(
-      "gelu_double_backward(Tensor grad_grad, Tensor grad, Tensor x, str approximate='none')"
-      " -> (Tensor, Tensor)",
-      tags);
-  m.def("bias_gelu(Tensor x, Tensor bias, str approximate='none') -> Tensor", tags);
-  m.def(
-      "bias_gelu_backward(Tensor grad, Tensor x, Tensor bias, str approximate='none')"
-      " -> (Tensor, Tensor)",
-      tags);
-  m.def("geglu(Tensor gate, Tensor value, str approximate='none') -> Tensor", tags);
-  m.def(
-      "geglu_backward(Tensor grad, Tensor gate, Tensor value, str approximate='none')"
-      " -> (Tensor, Tensor)",
-      tags);
-  m.def("gelu_8bit(Tensor x, str approximate='none') -> (Tensor, Tensor)", tags);
-  m.def("gelu_8bit_backward(Tensor grad, Tensor code) -> Tensor", tags);
-  m.def("gelu_1bit(Tensor x, str approximate='none') -> (Tensor, Tensor)", tags);
-  m.def(
-      "gelu_1bit_backward(Tensor grad, Tensor value, Tensor code, str approximate='none')"
-      " -> Tensor",
-      tags);
+  for (const char* schema : kSchemas) m.def(schema, {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(custom_gelu_ext, CPU, m) {

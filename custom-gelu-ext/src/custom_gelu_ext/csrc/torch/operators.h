@@ -87,9 +87,8 @@ struct Operators {
     const Guard guard(x.device());
     Tensor grad_x = at::empty(x.sizes(), x.options());
     Tensor grad_bias = at::empty(bias.sizes(), bias.options());
-    Backend::bias_gelu_backward(as_rows(mode, {with_rows(grad), with_rows(x), bias.contiguous()},
-                                        {grad_x, grad_bias}),
-                                x);
+    Backend::bias_gelu_backward(
+        as_rows(mode, {with_rows(grad), with_rows(x), bias.contiguous()}, {grad_x, grad_bias}), x);
     return {grad_x, grad_bias};
   }
 
@@ -102,9 +101,9 @@ struct Operators {
     // The halves of one tensor, x.chunk(2, -1), are rows with gaps: read where they are.
     const bool rows = out.is_contiguous() && rows_of(gate) && rows_of(value);
     Backend::elementwise(
-        Op::kGeglu, rows ? as_rows(mode, {gate, value}, {out})
-                         : as_one_row(mode, {in_layout_of(gate, out), in_layout_of(value, out)},
-                                      {out}));
+        Op::kGeglu,
+        rows ? as_rows(mode, {gate, value}, {out})
+             : as_one_row(mode, {in_layout_of(gate, out), in_layout_of(value, out)}, {out}));
     return out;
   }
 
@@ -116,15 +115,14 @@ struct Operators {
     type_of(gate);
     const Guard guard(gate.device());
     Tensor to_gate = at::empty_like(gate), to_value = at::empty_like(gate);
-    const bool rows =
-        to_gate.is_contiguous() && rows_of(grad) && rows_of(gate) && rows_of(value);
-    Backend::elementwise(
-        Op::kGegluBackward,
-        rows ? as_rows(mode, {grad, gate, value}, {to_gate, to_value})
-             : as_one_row(mode,
-                          {in_layout_of(grad, to_gate), in_layout_of(gate, to_gate),
-                           in_layout_of(value, to_gate)},
-                          {to_gate, to_value}));
+    const bool rows = to_gate.is_contiguous() && rows_of(grad) && rows_of(gate) && rows_of(value);
+    Backend::elementwise(Op::kGegluBackward,
+                         rows
+                             ? as_rows(mode, {grad, gate, value}, {to_gate, to_value})
+                             : as_one_row(mode,
+                                          {in_layout_of(grad, to_gate), in_layout_of(gate, to_gate),
+                                           in_layout_of(value, to_gate)},
+                                          {to_gate, to_value}));
     return {to_gate, to_value};
   }
 
