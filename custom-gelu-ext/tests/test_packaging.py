@@ -142,7 +142,7 @@ def test_the_doctor_without_a_compiler(tmp_path):
     )
     assert done.returncode == 1
     assert "no C++ compiler (c++) was found" in done.stdout
-    assert done.stderr == ""
+    assert done.stderr.count("torch's own kernels are used") == 1  # the package's one warning
 
 
 @pytest.mark.parametrize(

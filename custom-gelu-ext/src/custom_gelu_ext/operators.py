@@ -13,9 +13,10 @@
     gelu_1bit_backward(grad, gelu(x), code)           grad gelu'(x)
 
 each (but gelu_8bit_backward) with a last argument ``approximate``. ``csrc/schemas.h`` declares
-them. A call goes to torch's dispatcher, which looks at the tensors and picks a function: first the autograd one, which
-records what backward will need and calls the operator again below autograd, then the C++ or CUDA
-kernel; or, where torch.compile traces, the fake one, which knows shapes and strides only.
+them. A call goes to torch's dispatcher, which looks at the tensors and picks a function: first the
+autograd one, which records what backward will need and calls the operator again below autograd,
+then the C++ or CUDA kernel; or, where torch.compile traces, the fake one, which knows shapes and
+strides only.
 """
 
 from __future__ import annotations
