@@ -1,12 +1,16 @@
-"""python benchmark.py [--quick] [--out DIR]: speed and error of our GELU against torch's.
+"""python benchmark.py [--quick] [--out DIR]: speed, error and memory of our GELU against torch's.
 
-Without a GPU it runs the CPU kernels, with one the CUDA kernels. Three kinds of cases:
+Without a GPU it runs the CPU kernels, with one the CUDA kernels. The cases:
 
-* forward and backward, exact and tanh: our kernel against torch's, verified against float64;
+* accuracy: the largest error over every 16-bit value, or over the whole float32 tail;
 * copy and add: torch moving the same bytes as GELU's forward (one in, one out) and backward (two
   in, one out) with next to no arithmetic: the speed that memory allows. They are cases of their
   own, since they compute something else; compare their GB/s with GELU's;
-* accuracy: the largest error over every 16-bit value, or over the whole float32 tail.
+* forward and backward, exact and tanh: our kernel against torch's, verified against float64;
+* bias+GELU and GEGLU: our fused kernels against torch's separate ones, torch.compile's and (GEGLU)
+  one in Triton;
+* the host's time for a call, and for forward and backward through autograd;
+* an MLP block: what it keeps for backward, its gradient's error, and its time.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,15 +38,39 @@ except ModuleNotFoundError:  # not installed: use the one in the checkout that t
         )
 
 import custom_gelu_ext
-from custom_gelu_ext import build_info, gelu
+from custom_gelu_ext import MLP, bias_gelu, build_info, geglu, gelu
+from custom_gelu_ext.mlp import SAVE
 
 from infra_bench import Case, Implementation, Row, Run
 
 # Relative Frobenius errors: a few times what rounding the result to the type leaves.
-TOLERANCE = {torch.float32: 5e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+TOLERANCE = {
+    torch.float64: 1e-14,
+    torch.float32: 5e-7,
+    torch.float16: 5e-4,
+    torch.bfloat16: 4e-3,
+}
+# torch rounds x + bias, or gelu(gate), to 16 bits before it goes on.
+ROUNDED_TWICE = 3
+NO_EXTENSION = "" if build_info.module else f"no extension: {build_info.missing}"
+OURS, EAGER, COMPILED = "custom_gelu_ext", "torch eager", "torch.compile"
+CHUNK = 1 << 26  # elements in float64 at a time: the reference's temporaries must fit too
 MODES = {"exact": "none", "tanh": "tanh"}
 C1 = 2 * math.sqrt(2 / math.pi)
 C3 = 0.044715 * C1
+
+
+def in_chunks(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Apply an elementwise function to chunks, so that its temporaries stay small."""
+
+    def whole(*inputs: Tensor) -> Tensor:
+        out = torch.empty_like(inputs[0])
+        pieces = zip(*(x.reshape(-1).split(CHUNK) for x in inputs), strict=True)
+        for at, piece in enumerate(pieces):
+            out.view(-1)[at * CHUNK : (at + 1) * CHUNK] = function(*piece)
+        return out
+
+    return whole
 
 
 def reference(x: Tensor, approximate: str) -> Tensor:
@@ -91,14 +120,14 @@ def speed_cases(
         Case(
             name=f"{mode} forward {short} {size}",
             inputs=draw(n, dtype, 1),
-            reference=lambda x: reference(x, approximate),
+            reference=in_chunks(lambda x: reference(x, approximate)),
             tolerance=TOLERANCE[dtype],
             baseline="F.gelu",
             bytes=2.0 * n * dtype.itemsize,
             params={**params, "direction": "forward"},
         ),
         [
-            Implementation("custom_gelu_ext", lambda x: gelu(x, approximate)),
+            Implementation(OURS, lambda x: gelu(x, approximate)),
             Implementation("F.gelu", lambda x: F.gelu(x, approximate=approximate), ours=False),
         ],
     )
@@ -106,14 +135,14 @@ def speed_cases(
         Case(
             name=f"{mode} backward {short} {size}",
             inputs=draw(n, dtype, 2),
-            reference=lambda grad, x: reference_backward(grad, x, approximate),
+            reference=in_chunks(lambda grad, x: reference_backward(grad, x, approximate)),
             tolerance=TOLERANCE[dtype],
             baseline="F.gelu",
             bytes=3.0 * n * dtype.itemsize,
             params={**params, "direction": "backward"},
         ),
         [
-            Implementation("custom_gelu_ext", lambda grad, x: backward(grad, x, approximate)),
+            Implementation(OURS, lambda grad, x: backward(grad, x, approximate)),
             Implementation(
                 "F.gelu",
                 lambda grad, x: torch.ops.aten.gelu_backward(grad, x, approximate=approximate),
@@ -140,6 +169,163 @@ def ceiling_cases(dtype: torch.dtype, n: int) -> Iterator[tuple[Case, list[Imple
             params={"mode": name, "dtype": short, "elements": n, "size": size},
         )
         yield case, [Implementation(f"torch {name}", function, ours=False)]
+
+
+def compiled(function: Callable[..., object]) -> Implementation:
+    """torch.compile of a peer, for exactly the shapes it meets."""
+    reason = "" if torch.cuda.is_available() else "compiled for the GPU only"
+    return Implementation(COMPILED, torch.compile(function, dynamic=False), ours=False, skip=reason)
+
+
+def bias_cases(
+    rows: int, width: int, dtype: torch.dtype
+) -> Iterator[tuple[Case, list[Implementation]]]:
+    """gelu(x + bias) and its backward with the bias's gradient."""
+    short, n = str(dtype).split(".")[1], rows * width
+    params = {"dtype": short, "elements": n, "size": f"{rows}x{width}"}
+
+    def forward_inputs(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
+
+        return normal(rows, width), normal(width)
+
+    def backward_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
+        x, bias = forward_inputs(generator)
+        grad = torch.randn(x.shape, generator=generator, device=x.device, dtype=dtype)
+        return grad, x, bias, x + bias  # torch's own forward has kept the sum
+
+    def forward_reference(x: Tensor, bias: Tensor) -> Tensor:
+        return reference(x + bias, "none")
+
+    def backward_reference(
+        grad: Tensor, x: Tensor, bias: Tensor, total: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        grad_x = reference_backward(grad, x + bias, "none")
+        return grad_x, grad_x.sum(0)
+
+    def separate(grad: Tensor, x: Tensor, bias: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        grad_x = torch.ops.aten.gelu_backward(grad, total)
+        return grad_x, grad_x.sum(0)
+
+    def fused(grad: Tensor, x: Tensor, bias: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.custom_gelu_ext.bias_gelu_backward(grad, x, bias, "none")
+
+    def eager(x: Tensor, bias: Tensor) -> Tensor:
+        return F.gelu(x + bias)
+
+    tolerance = ROUNDED_TWICE * TOLERANCE[dtype]
+    yield (
+        Case(
+            name=f"bias+GELU forward {short} {rows}x{width}",
+            inputs=forward_inputs,
+            reference=forward_reference,
+            tolerance=tolerance,
+            baseline=EAGER,
+            bytes=2.0 * n * dtype.itemsize,
+            params={**params, "direction": "forward"},
+        ),
+        [
+            Implementation(OURS, bias_gelu),
+            Implementation(EAGER, eager, ours=False),
+            compiled(eager),
+        ],
+    )
+    yield (
+        Case(
+            name=f"bias+GELU backward {short} {rows}x{width}",
+            inputs=backward_inputs,
+            reference=backward_reference,
+            tolerance=tolerance,
+            baseline=EAGER,
+            bytes=3.0 * n * dtype.itemsize,
+            params={**params, "direction": "backward"},
+        ),
+        [
+            Implementation(OURS, fused, skip=NO_EXTENSION),
+            Implementation(EAGER, separate, ours=False),
+            compiled(separate),
+        ],
+    )
+
+
+def geglu_cases(n: int, dtype: torch.dtype) -> Iterator[tuple[Case, list[Implementation]]]:
+    """gelu(gate) * value and its backward."""
+    short, size = str(dtype).split(".")[1], f"2^{int(math.log2(n))}"
+    params = {"dtype": short, "elements": n, "size": size}
+    triton_forward, triton_backward, no_triton = triton_geglu()
+
+    def backward_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
+        grad, gate, value = draw(n, dtype, 3)(generator)
+        return grad, gate, value, F.gelu(gate)  # torch's own forward has kept the last
+
+    def eager(gate: Tensor, value: Tensor) -> Tensor:
+        return F.gelu(gate) * value
+
+    def separate(grad: Tensor, gate: Tensor, value: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.aten.gelu_backward(grad * value, gate), grad * kept
+
+    def recomputing(
+        grad: Tensor, gate: Tensor, value: Tensor, kept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return torch.ops.aten.gelu_backward(grad * value, gate), grad * F.gelu(gate)
+
+    def fused(grad: Tensor, gate: Tensor, value: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.custom_gelu_ext.geglu_backward(grad, gate, value, "none")
+
+    def backward_reference(
+        grad: Tensor, gate: Tensor, value: Tensor, kept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return reference_backward(grad * value, gate, "none"), grad * reference(gate, "none")
+
+    tolerance = ROUNDED_TWICE * TOLERANCE[dtype]
+    yield (
+        Case(
+            name=f"GEGLU forward {short} {size}",
+            inputs=draw(n, dtype, 2),
+            reference=in_chunks(lambda gate, value: reference(gate, "none") * value),
+            tolerance=tolerance,
+            baseline=EAGER,
+            bytes=3.0 * n * dtype.itemsize,
+            params={**params, "direction": "forward"},
+        ),
+        [
+            Implementation(OURS, geglu),
+            Implementation(EAGER, eager, ours=False),
+            compiled(eager),
+            Implementation("Triton", triton_forward, ours=False, skip=no_triton),
+        ],
+    )
+    yield (
+        Case(
+            name=f"GEGLU backward {short} {size}",
+            inputs=backward_inputs,
+            reference=backward_reference,
+            tolerance=tolerance,
+            baseline=EAGER,
+            bytes=5.0 * n * dtype.itemsize,
+            params={**params, "direction": "backward"},
+        ),
+        [
+            Implementation(OURS, fused, skip=NO_EXTENSION),
+            Implementation(EAGER, separate, ours=False),
+            compiled(recomputing),
+            Implementation("Triton", triton_backward, ours=False, skip=no_triton),
+        ],
+    )
+
+
+def triton_geglu() -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]], str]:
+    """The Triton peer, and why it cannot run here."""
+    if not torch.cuda.is_available():
+
+        def nothing(*inputs: Tensor) -> Tensor:
+            raise NotImplementedError
+
+        return nothing, nothing, "needs a GPU"
+    from benchmark_triton import geglu_backward, geglu_forward
+
+    return geglu_forward, geglu_backward, ""
 
 
 def largest_error(got: Tensor, x: Tensor, approximate: str) -> float:
@@ -175,7 +361,7 @@ def add_accuracy(run: Run, mode: str, dtype: torch.dtype, device: torch.device) 
     run.add(
         f"{mode} accuracy {short}",
         [
-            Row("custom_gelu_ext", "largest error", unit, [ours], better="lower"),
+            Row(OURS, "largest error", unit, [ours], better="lower"),
             Row("F.gelu", "largest error", unit, [torchs], ours=False, better="lower"),
         ],
         baseline="F.gelu",
@@ -183,22 +369,187 @@ def add_accuracy(run: Run, mode: str, dtype: torch.dtype, device: torch.device) 
     )
 
 
+def seconds_a_call(function: Callable[[], object], device: torch.device, calls: int) -> float:
+    """The host's time: launches are only queued, and waited for outside of the clock."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    spent = time.perf_counter() - start
+    wait()
+    return spent / calls
+
+
+def add_host_time(run: Run, device: torch.device, rounds: int) -> None:
+    """Record what a call on 1024 elements costs the host, and one through autograd."""
+    x = torch.randn(1024, device=device)
+    leaf, grad = x.clone().requires_grad_(), torch.ones_like(x)
+
+    def train(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(leaf), leaf, grad)
+
+    def infer(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: function(x)
+
+    for name, way, calls in (("a call", infer, 400), ("forward and backward", train, 200)):
+        ours, theirs = way(gelu), way(F.gelu)
+        samples: dict[str, list[float]] = {OURS: [], "F.gelu": []}
+        for function in (ours, theirs):
+            seconds_a_call(function, device, 50)
+        for _ in range(rounds):
+            samples[OURS].append(seconds_a_call(ours, device, calls))
+            samples["F.gelu"].append(seconds_a_call(theirs, device, calls))
+        run.add(
+            f"host time of {name}",
+            [
+                Row(key, "host time", "s", values, ours=key == OURS, better="lower")
+                for key, values in samples.items()
+            ],
+            baseline="F.gelu",
+            params={"elements": 1024, "device": device.type},
+        )
+
+
+def add_mlp(run: Run, dim: int, hidden: int, rows: int, repeats: int) -> None:
+    """Record what an MLP block keeps for backward, its time, and its gradient's error (CUDA)."""
+    dtype, device = torch.bfloat16, torch.device("cuda")
+    torch.manual_seed(0)
+    exact = MLP(dim, hidden, save="input", device=device, dtype=dtype)
+    eager = torch.nn.Sequential(exact.up, torch.nn.GELU(), exact.down)
+    x = torch.randn(rows, dim, device=device, dtype=dtype, requires_grad=True)
+    grad = torch.randn_like(x)
+    models: dict[str, torch.nn.Module] = {EAGER: eager}
+    for save in SAVE:
+        model = MLP(dim, hidden, save=save, device=device, dtype=dtype)
+        model.load_state_dict(exact.state_dict())
+        models[f"save={save}"] = model
+
+    def gradients(model: torch.nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(model(x), (x, *model.parameters()), grad)
+
+    few = slice(0, min(rows, 1024))  # the float64 reference takes a while
+    wide = torch.nn.Sequential(
+        torch.nn.Linear(dim, hidden), torch.nn.GELU(), torch.nn.Linear(hidden, dim)
+    )
+    wide.load_state_dict(eager.state_dict())
+    wide = wide.to(device, torch.float64)
+    right = gradients(wide, x[few].detach().double().requires_grad_(), grad[few].double())
+    del wide
+    kept, spent, errors = {}, {name: [] for name in models}, {}
+    for name, model in models.items():
+        own = gradients(model, x[few].detach().requires_grad_(), grad[few])
+        errors[name] = max(
+            float((a.double() - b).norm() / b.norm()) for a, b in zip(own, right, strict=True)
+        )
+        del own
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        y = model(x)
+        # The output goes to the next layer; x was there before, and is kept all the same.
+        held = torch.cuda.memory_allocated() - before - y.numel() * y.element_size()
+        kept[name] = float(held + x.numel() * x.element_size())
+        del y
+    for _ in range(repeats):
+        for name, model in models.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            gradients(model, x, grad)
+            end.record()
+            end.synchronize()
+            spent[name].append(start.elapsed_time(end) * 1e-3)
+    rows_ = []
+    for name in models:
+        ours = name != EAGER
+        rows_.append(Row(name, "kept for backward", "B", [kept[name]], ours=ours, better="lower"))
+        rows_.append(
+            Row(
+                name,
+                "forward and backward",
+                "s",
+                spent[name][2:],
+                ours=ours,
+                better="lower",
+                error=errors[name],
+            )
+        )
+    run.add(
+        f"MLP {dim}-{hidden}-{dim}, {rows} rows, bfloat16",
+        rows_,
+        baseline=EAGER,
+        params={"dim": dim, "hidden": hidden, "rows": rows},
+    )
+
+
+def add_training(run: Run, device: torch.device, steps: int, seeds: int) -> None:
+    """Record the loss that a small MLP reaches with each way of keeping the derivative."""
+
+    def final_loss(save: str, seed: int) -> float:
+        torch.manual_seed(seed)
+        layers = [torch.nn.Linear(8, 64), MLP(64, 256, save=save), MLP(64, 256, save=save)]
+        model = torch.nn.Sequential(*layers, torch.nn.Linear(64, 1)).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        losses = []
+        for _ in range(steps):
+            x = torch.randn(256, 8).to(device)
+            loss = (model(x) - (3 * x[:, :1] * x[:, 1:2]).sin()).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return float(torch.stack(losses[-50:]).mean())
+
+    run.add(
+        f"training a small MLP, {steps} steps",
+        [
+            Row(
+                f"save={save}",
+                "final loss",
+                "",
+                [final_loss(save, seed) for seed in range(seeds)],
+                better="lower",
+            )
+            for save in SAVE
+        ],
+        baseline="save=input",
+        params={"steps": steps, "seeds": seeds},
+    )
+
+
 def plan(device: torch.device, quick: bool) -> Iterator[tuple[str, torch.dtype, int]]:
     """Yield the mode, type and size of every speed case."""
     if device.type == "cuda":
-        for mode in ("exact",) if quick else MODES:
-            for dtype in (torch.float32, torch.bfloat16, torch.float16):
-                for exponent in (20, 24, 28):
-                    yield mode, dtype, 2**exponent
+        types = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
+        exponents = (20, 24, 28) if quick else (10, 16, 20, 24, 28)
+        yield from (
+            ("exact", dtype, 2**e) for dtype in types[: 2 if quick else 4] for e in exponents
+        )
+        if not quick:
+            yield "exact", torch.bfloat16, 2**30
+            yield from (("tanh", dtype, 2**28) for dtype in types[:3])
         return
     yield from (("exact", torch.float32, 2**e) for e in (16, 20))
     yield "exact", torch.bfloat16, 2**20
     yield "tanh", torch.float32, 2**20
     if not quick:
-        yield "exact", torch.bfloat16, 2**16
         yield "tanh", torch.bfloat16, 2**20
         yield from ((mode, torch.float16, 2**20) for mode in MODES)
-        yield from (("exact", dtype, 2**24) for dtype in (torch.float32, torch.bfloat16))
+        yield "exact", torch.float64, 2**20
+        yield "exact", torch.float32, 2**24
+
+
+def fused_cases(device: torch.device, quick: bool) -> Iterator[tuple[Case, list[Implementation]]]:
+    """Yield the cases of bias+GELU and GEGLU."""
+    if device.type == "cpu":
+        yield from bias_cases(1024, 1024, torch.float32)
+        yield from geglu_cases(2**20, torch.float32)
+        return
+    yield from bias_cases(16384, 4096, torch.bfloat16)
+    yield from geglu_cases(2**26, torch.bfloat16)
+    if not quick:
+        yield from bias_cases(8192, 16384, torch.bfloat16)
+        yield from bias_cases(16384, 4096, torch.float32)
+        yield from geglu_cases(2**26, torch.float32)
 
 
 def main() -> int:
@@ -212,11 +563,12 @@ def main() -> int:
     run = Run(
         "custom-gelu-ext", directory=Path(__file__).parent, version=custom_gelu_ext.__version__
     )
-    budget = 0.2 if args.quick else 0.4
+    budget = 0.2 if args.quick else 0.3
     accuracy_of = (torch.float32, torch.float16, torch.bfloat16)
     for mode in MODES:
         for dtype in accuracy_of:
             add_accuracy(run, mode, dtype, device)
+    add_host_time(run, device, rounds=10 if args.quick else 25)
     plans = list(plan(device, args.quick))
     for dtype, n in dict.fromkeys((dtype, n) for _, dtype, n in plans):
         for case, implementations in ceiling_cases(dtype, n):
@@ -224,6 +576,12 @@ def main() -> int:
     for mode, dtype, n in plans:
         for case, implementations in speed_cases(mode, dtype, n):
             run.measure(case, implementations, device=device, budget_s=budget)
+    for case, implementations in fused_cases(device, args.quick):
+        run.measure(case, implementations, device=device, budget_s=budget)
+    if device.type == "cuda" and not NO_EXTENSION:
+        add_mlp(run, 4096, 16384, 8192, repeats=5 if args.quick else 12)
+    if not args.quick:
+        add_training(run, device, steps=600, seeds=3)
     run.finish(out=args.out)
     return run.exit_code
 

@@ -6,9 +6,10 @@ import warnings
 
 import torch
 
+from custom_gelu_ext._ahead import ahead_of_time
 from custom_gelu_ext._build import BuildInfo, build
 
-build_info: BuildInfo = build()
+build_info: BuildInfo = ahead_of_time() or build()
 LOADED: bool = build_info.module is not None
 
 if LOADED and not build_info.cuda and torch.cuda.is_available():
@@ -17,9 +18,12 @@ if LOADED and not build_info.cuda and torch.cuda.is_available():
     )
 
 
-def has_kernel(device: torch.device) -> bool:
-    """Whether tensors on ``device`` run our kernels; if not, torch's own are used."""
-    if device.type == "cuda":
-        return build_info.cuda
+CUDA: bool = build_info.cuda
+
+
+def has_kernel(x: torch.Tensor) -> bool:
+    """Whether ``x`` is on a device that our kernels run on; if not, torch's own are used."""
+    if x.is_cuda:
+        return CUDA
     # The meta device has shapes and no values: its "kernel" is the fake one in operators.py.
-    return LOADED and device.type in ("cpu", "meta")
+    return LOADED and (x.is_cpu or x.is_meta)

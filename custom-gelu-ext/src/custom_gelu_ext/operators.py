@@ -1,201 +1,171 @@
-"""What torch must know of our two operators beyond their kernels: shapes, derivatives, batching.
+"""The operators in ``torch.ops.custom_gelu_ext``: what torch must know of them beyond kernels.
 
-The operators are declared in ``csrc/binding.cpp``:
+    gelu(x)                                           gelu(x)
+    gelu_(x)                                          the same, written over x
+    gelu_backward(grad, x)                            grad gelu'(x)
+    gelu_double_backward(grad_grad, grad, x)          grad_grad gelu'(x), grad_grad grad gelu''(x)
+    bias_gelu(x, bias)                                gelu(x + bias)
+    bias_gelu_backward(grad, x, bias)                 grad gelu'(x + bias), its sum over rows
+    geglu(gate, value)                                gelu(gate) value
+    geglu_backward(grad, gate, value)                 grad value gelu'(gate), grad gelu(gate)
+    gelu_8bit(x), gelu_1bit(x)                        gelu(x), a code of gelu'(x) in uint8
+    gelu_8bit_backward(grad, code)                    grad gelu'(x)
+    gelu_1bit_backward(grad, gelu(x), code)           grad gelu'(x)
 
-    gelu(x, approximate)                  -> gelu(x)
-    gelu_backward(grad, x, approximate)   -> grad * gelu'(x)
-
-A call of one goes to torch's dispatcher, which looks at the tensor and picks a function: first the
-autograd one registered at the end of this file (it records what backward will need and calls the
-operator again, below autograd), then the C++ or CUDA kernel. For backward alone
-``torch.library.register_autograd`` would do, but forward mode then silently gives zeros; with the
-``autograd.Function``s here it works, and so do the transforms of ``torch.func``.
+each (but gelu_8bit_backward) with a last argument ``approximate``. ``csrc/schemas.h`` declares
+them. A call goes to torch's dispatcher, which looks at the tensors and picks a function: first the
+autograd one, which records what backward will need and calls the operator again below autograd,
+then the C++ or CUDA kernel; or, where torch.compile traces, the fake one, which knows shapes and
+strides only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from custom_gelu_ext.extension import LOADED
 from custom_gelu_ext.second_derivative import second_derivative
 
-_ops = torch.ops.custom_gelu_ext
+NAMESPACE = "custom_gelu_ext"
+ops = torch.ops.custom_gelu_ext
 
 
-def forward(x: Tensor, approximate: str = "none") -> Tensor:
-    """Return gelu(x)."""
-    if _in_function_transform():
-        return _Gelu.apply(x, approximate)  # type: ignore[no-any-return, no-untyped-call]
-    return _ops.gelu.default(x, approximate)  # type: ignore[no-any-return]
+def records(*tensors: Tensor) -> bool:
+    """Whether autograd wants to hear of an operation on these tensors."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def backward(grad: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
-    """Return grad * gelu'(x); shapes, dtypes and devices of both are equal."""
-    if _in_function_transform():
-        return _GeluBackward.apply(grad, x, approximate)  # type: ignore[no-any-return, no-untyped-call]
-    return _ops.gelu_backward.default(grad, x, approximate)  # type: ignore[no-any-return]
+# The fused backward operators are not differentiable as they stand. Where a derivative of theirs is
+# wanted, they are put together from operators that are.
 
 
-def _in_function_transform() -> bool:
-    # torch.func's grad, jvp and vmap take an autograd.Function apart themselves, but only where
-    # they meet it before the dispatcher does. torch.compile traces the operators.
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+def _double_backward(
+    grad_grad: Tensor, grad: Tensor, x: Tensor, approximate: str
+) -> tuple[Tensor, Tensor]:
+    to_x = second_derivative(x, approximate) * grad * grad_grad
+    return ops.gelu_backward.default(grad_grad, x, approximate), to_x.to(x.dtype)
 
 
-class _Gelu(Function):
-    @staticmethod
-    def forward(x: Tensor, approximate: str) -> Tensor:
-        if _in_function_transform():
-            return forward(x, approximate)  # for the next transform further out
+def _bias_gelu_backward(
+    grad: Tensor, x: Tensor, bias: Tensor, approximate: str
+) -> tuple[Tensor, Tensor]:
+    grad_x = ops.gelu_backward.default(grad, x + bias, approximate)
+    return grad_x, grad_x.reshape(-1, len(bias)).sum(0)
+
+
+def _geglu_backward(
+    grad: Tensor, gate: Tensor, value: Tensor, approximate: str
+) -> tuple[Tensor, Tensor]:
+    to_gate = ops.gelu_backward.default(grad * value, gate, approximate)
+    return to_gate, grad * ops.gelu.default(gate, approximate)
+
+
+def _composed_where_recorded(
+    name: str, composed: Callable[..., tuple[Tensor, Tensor]]
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    operator = getattr(ops, name).default
+
+    def autograd(
+        one: Tensor, two: Tensor, three: Tensor, approximate: str = "none"
+    ) -> tuple[Tensor, Tensor]:
+        if records(one, two, three):
+            return composed(one, two, three, approximate)
         with torch._C._AutoDispatchBelowAutograd():
-            return forward(x, approximate)
+            return operator(one, two, three, approximate)  # type: ignore[no-any-return]
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
-        x, ctx.approximate = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return backward(grad, x, ctx.approximate), None
-
-    @staticmethod
-    def jvp(ctx: Any, x_tangent: Tensor, _: None) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return backward(x_tangent, x, ctx.approximate)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, approximate: str = "none"
-    ) -> tuple[Tensor, int | None]:
-        return forward(x, approximate), in_dims[0]  # one dimension more does not matter
+    return autograd
 
 
-class _GeluBackward(Function):
-    @staticmethod
-    def forward(grad: Tensor, x: Tensor, approximate: str) -> Tensor:
-        if _in_function_transform():
-            return backward(grad, x, approximate)
-        with torch._C._AutoDispatchBelowAutograd():
-            return backward(grad, x, approximate)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
-        grad, x, ctx.approximate = inputs
-        ctx.save_for_backward(grad, x)
-        ctx.save_for_forward(grad, x)
-
-    @staticmethod
-    def backward(ctx: Any, grad_of_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        # The output is grad * gelu'(x): linear in grad, and its derivative in x is gelu''.
-        grad, x = ctx.saved_tensors
-        to_grad = to_x = None
-        if ctx.needs_input_grad[0]:
-            to_grad = backward(grad_of_output, x, ctx.approximate)
-        if ctx.needs_input_grad[1]:
-            curvature = second_derivative(x, ctx.approximate)
-            to_x = (curvature * grad * grad_of_output).to(x.dtype)
-        return to_grad, to_x, None
-
-    @staticmethod
-    def jvp(ctx: Any, grad_tangent: Tensor, x_tangent: Tensor, _: None) -> Tensor:
-        grad, x = ctx.saved_tensors
-        guarded: Tensor = _NoForwardMode.apply(x)  # type: ignore[no-untyped-call]
-        curvature = second_derivative(guarded, ctx.approximate)
-        from_x: Tensor = (curvature * grad * x_tangent).to(x.dtype)
-        return backward(grad_tangent, x, ctx.approximate) + from_x
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        grad: Tensor,
-        x: Tensor,
-        approximate: str = "none",
-    ) -> tuple[Tensor, int]:
-        def batched(tensor: Tensor, dim: int | None) -> Tensor:
-            if dim is None:
-                return tensor.expand(info.batch_size, *tensor.shape)
-            return tensor.movedim(dim, 0)
-
-        return backward(batched(grad, in_dims[0]), batched(x, in_dims[1]), approximate), 0
-
-
-class _NoForwardMode(Function):
-    """The identity, refusing forward mode: torch switches it off for plain operations inside jvp.
-
-    Without it a third derivative by forward over forward mode would silently be 0.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        raise NotImplementedError(
-            "gelu: forward mode twice over a derivative is not supported; "
-            "use torch.func.jacrev (reverse mode) for one of the two"
+def _autograd_gelu_(x: Tensor, approximate: str = "none") -> None:
+    if records(x):
+        raise RuntimeError(
+            "gelu_: x requires a gradient, which is computed from the values that would be "
+            "overwritten; use gelu(x), or torch.no_grad()"
         )
+    with torch._C._AutoDispatchBelowAutograd():
+        ops.gelu_.default(x, approximate)
+    torch.autograd.graph.increment_version(x)
 
 
-# What torch.compile traces with: shapes, dtypes and strides, no values.
+# The fake kernels.
 
 
-def _fake_gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    return torch.empty_like(x)
+def _like_first(first: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(first)
 
 
-def _fake_gelu_backward(grad: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
-    return torch.empty_like(x)
+def _like_second(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(second)
 
 
-# The autograd kernels.
+def _fake_double_backward(
+    grad_grad: Tensor, grad: Tensor, x: Tensor, approximate: str = "none"
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
 
 
-def _nothing_to_record(*tensors: Tensor) -> bool:
-    # An autograd.Function costs more than a small GELU: where no derivative is asked for, skip it.
-    return (
-        not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-        and torch.autograd.forward_ad._current_level < 0
-        and not _in_function_transform()
-    )
+def _fake_bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
+    return x.new_empty(x.shape)
 
 
-def _autograd_gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    if _nothing_to_record(x):
-        return _Gelu.forward(x, approximate)
-    return _Gelu.apply(x, approximate)  # type: ignore[no-any-return, no-untyped-call]
+def _fake_bias_gelu_backward(
+    grad: Tensor, x: Tensor, bias: Tensor, approximate: str = "none"
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), bias.new_empty(bias.shape)
 
 
-def _autograd_gelu_backward(grad: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
-    if _nothing_to_record(grad, x):
-        return _GeluBackward.forward(grad, x, approximate)
-    return _GeluBackward.apply(grad, x, approximate)  # type: ignore[no-any-return, no-untyped-call]
+def _fake_geglu_backward(
+    grad: Tensor, gate: Tensor, value: Tensor, approximate: str = "none"
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(gate), torch.empty_like(gate)
 
+
+def _fake_gelu_8bit(x: Tensor, approximate: str = "none") -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty((x.numel(),), dtype=torch.uint8)
+
+
+def _fake_gelu_1bit(x: Tensor, approximate: str = "none") -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(((x.numel() + 7) // 8,), dtype=torch.uint8)
+
+
+def _contiguous_like_first(first: Tensor, *rest: Any) -> Tensor:
+    return first.new_empty(first.shape)
+
+
+def _nothing(x: Tensor, approximate: str = "none") -> None:
+    return None
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "gelu": _like_first,
+    "gelu_": _nothing,
+    "gelu_backward": _like_second,
+    "gelu_double_backward": _fake_double_backward,
+    "bias_gelu": _fake_bias_gelu,
+    "bias_gelu_backward": _fake_bias_gelu_backward,
+    "geglu": _like_first,
+    "geglu_backward": _fake_geglu_backward,
+    "gelu_8bit": _fake_gelu_8bit,
+    "gelu_8bit_backward": _contiguous_like_first,
+    "gelu_1bit": _fake_gelu_1bit,
+    "gelu_1bit_backward": _contiguous_like_first,
+}
+COMPOSED: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "gelu_double_backward": _double_backward,
+    "bias_gelu_backward": _bias_gelu_backward,
+    "geglu_backward": _geglu_backward,
+}
 
 if LOADED:
-    torch.library.register_fake("custom_gelu_ext::gelu", _fake_gelu)
-    torch.library.register_fake("custom_gelu_ext::gelu_backward", _fake_gelu_backward)
-    torch.library.register_vmap("custom_gelu_ext::gelu", _Gelu.vmap)
-    torch.library.register_vmap("custom_gelu_ext::gelu_backward", _GeluBackward.vmap)
+    for _name, _fake in FAKES.items():
+        torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake)
     # Kept: the registrations end with this object.
-    _library = torch.library.Library("custom_gelu_ext", "IMPL")  # type: ignore[no-untyped-call]
-    _library.impl("gelu", _autograd_gelu, "Autograd")  # type: ignore[no-untyped-call]
-    _library.impl("gelu_backward", _autograd_gelu_backward, "Autograd")  # type: ignore[no-untyped-call]
+    _library = torch.library.Library(NAMESPACE, "IMPL")  # type: ignore[no-untyped-call]
+    for _name, _composed in COMPOSED.items():
+        _function = _composed_where_recorded(_name, _composed)
+        _library.impl(_name, _function, "Autograd")  # type: ignore[no-untyped-call]
+    _library.impl("gelu_", _autograd_gelu_, "Autograd")  # type: ignore[no-untyped-call]

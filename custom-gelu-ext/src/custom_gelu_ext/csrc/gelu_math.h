@@ -38,7 +38,7 @@ namespace custom_gelu {
 
 // kLimit is where e^-w has become 0: |x| is cut there, so that no Inf * 0 can arise.
 template <typename Precision, Mode kMode>
-struct Gelu;
+struct Tail;
 
 // Exact: the tail Q of the normal distribution.
 
@@ -47,21 +47,24 @@ template <typename Precision, typename Real>
 GELU_FN Real gaussian_root(Real a) {
   constexpr double kQuarterLog2e = 0.36067376022224085;
   constexpr Real kHigh = Real(kQuarterLog2e);
-  // What rounding took off the constant: for double, its digits beyond the 53 bits.
-  constexpr Real kLow =
-      sizeof(Real) == 8 ? Real(5.0888184352327585e-18) : Real(kQuarterLog2e - kHigh);
   const Real s = a * a;
 #ifdef __CUDA_ARCH__
   if constexpr (kIsLean<Precision>) return exp2_device(-s * kHigh);
 #endif
   const auto n = nearest(s * kHigh);
   Real f = fma_(-s, kHigh, n.real);
-  if constexpr (!kIsLean<Precision>) f -= fma_(s, kLow, fma_(a, a, -s) * kHigh);
+  if constexpr (!kIsLean<Precision>) {
+    Real lost = fma_(a, a, -s);
+    // What the constant lost to rounding; in float it is small, and tail_ratio makes it good.
+    if constexpr (sizeof(Real) == 8) lost = fma_(s, 5.0888184352327585e-18 / kHigh, lost);
+    f = fma_(-kHigh, lost, f);
+  }
   return exp2_split<Precision>(f, n.word);
 }
 
-// R(a) = Q(a) exp(a^2/2). Printed by tools/fit_coefficients.py: relative error 3.2e-8 (Single),
-// 1.1e-5 (Lean).
+// R(a) = Q(a) exp(a^2/2). Printed by tools/fit_coefficients.py: relative error 1.7e-7 (Single),
+// 1.1e-5 (Lean). For Single a quotient of polynomials, whose coefficients are all positive, so that
+// nothing cancels; R(0) is exactly 1/2.
 template <typename Precision>
 GELU_FN float tail_ratio(float a) {
   if constexpr (kIsLean<Precision>) {
@@ -69,53 +72,55 @@ GELU_FN float tail_ratio(float a) {
     return t * polynomial(t, 0.120013259f, 0.114408128f, 0.141501695f, -0.0118679302f, 0.211535886f,
                           -0.0755855814f);
   } else {
-    const float t = reciprocal(fma_(0.35f, a, 1.0f));
-    return t * polynomial(t, 0.139621243f, 0.139864519f, 0.119814165f, 0.105579898f, -0.0232755225f,
-                          0.159409434f, -0.25591597f, 0.144067481f, -0.0291652698f);
+    // Even and odd powers apart: half the waiting of Horner's scheme.
+    const float s = a * a;
+    const float above = fma_(polynomial(s, 0.343099654f, 0.0147190886f), a,
+                             polynomial(s, 0.5f, 0.109273411f, 1.81512064e-07f));
+    const float below = fma_(polynomial(s, 1.48407793f, 0.273415238f), a,
+                             polynomial(s, 1.0f, 0.902730584f, 0.0369185992f));
+    return divide(above, below);
   }
 }
 
+// For double, in z = 2.25 t - 1.25, which lies in [-1.05, 1], so that rounding stays small: 1.4e-15
+// in all. The first coefficient is such that R(0) is exactly 1/2.
 template <typename Precision>
-struct Gelu<Precision, Mode::kExact> {
-  static constexpr float kLimit = 15.0f;  // exp(-112) < 2^-150, a quarter of the smallest subnormal
-  static constexpr float kInvSqrt2Pi = 0.398942280f;
+GELU_FN double tail_ratio(double a) {
+  const double t = reciprocal(fma_(0.25, a, 1.0));
+  const double z = fma_(2.25, t, -1.25);
+  return t * polynomial(z, 0.20696846547929712, 0.15581603510421194, 0.08965532426330468,
+                        0.037608413228580724, 0.009967619546716194, 0.0006676117356685335,
+                        -0.0005765979376363221, -0.0001547372314389479, 3.464856076075049e-05,
+                        1.7836733777191633e-05, -3.2411627650448838e-06, -1.9843677926704847e-06,
+                        4.874304762180543e-07, 2.099541458075793e-07, -8.786026791851681e-08,
+                        -1.7139402318224605e-08, 1.5168755585161177e-08, 3.5290776714477613e-10,
+                        -2.147391055912656e-09, 1.0426086015219123e-10, 1.8383089372038443e-10);
+}
+
+template <typename Precision>
+struct Tail<Precision, Mode::kExact> {
+  using Real = typename Precision::Real;
+  // exp(-112) < 2^-150 and exp(-800) < 2^-1075: below a quarter of the smallest subnormal.
+  static constexpr Real kLimit = sizeof(Real) == 8 ? 40 : 15;
+  static constexpr Real kInvSqrt2Pi = Real(0.39894228040143267794);
 
   // a Q(a)
-  static GELU_FN float tail(float x) {
-    const float a = clamped_abs(x, kLimit);
-    const float root = gaussian_root<Precision>(a);
+  static GELU_FN Real tail(Real x) {
+    const Real a = clamped_abs(x, kLimit);
+    const Real root = gaussian_root<Precision>(a);
     return a * tail_ratio<Precision>(a) * root * root;
   }
   // d(a)
-  static GELU_FN float derivative(float x) {
-    const float a = clamped_abs(x, kLimit);
-    const float root = gaussian_root<Precision>(a);
+  static GELU_FN Real derivative(Real x) {
+    const Real a = clamped_abs(x, kLimit);
+    const Real root = gaussian_root<Precision>(a);
     return fma_(-kInvSqrt2Pi, a, tail_ratio<Precision>(a)) * root * root;
   }
-};
-
-template <>
-struct Gelu<Double, Mode::kExact> {
-  static constexpr double kLimit = 40.0;  // exp(-800) = 0
-  static constexpr double kInvSqrt2Pi = 0.39894228040143267794;
-
-  // Q(a) = erfc(a / sqrt 2) / 2. erfc falls as exp(-z^2), so that rounding z alone would cost 2 z^2
-  // units in the last place; r is what rounding took off, and erfc(z + r) = erfc(z) (1 - 2 z r).
-  static GELU_FN double q(double a) {
-    constexpr double kHigh = 0.70710678118654757, kLow = -4.833646656726457e-17;
-    const double z = a * kHigh;
-    const double r = fma_(a, kHigh, -z) + a * kLow;
-    const double half = 0.5 * ::erfc(z);
-    return fma_(-2.0 * z * r, half, half);
-  }
-  static GELU_FN double tail(double x) {
-    const double a = clamped_abs(x, kLimit);
-    return a * q(a);
-  }
-  static GELU_FN double derivative(double x) {
-    const double a = clamped_abs(x, kLimit);
-    const double root = gaussian_root<Double>(a);
-    return q(a) - kInvSqrt2Pi * a * root * root;
+  // (2 - a^2) phi(a)
+  static GELU_FN Real second_derivative(Real x) {
+    const Real a = clamped_abs(x, kLimit);
+    const Real root = gaussian_root<Precision>(a);
+    return fma_(-a, a, Real(2)) * kInvSqrt2Pi * root * root;
   }
 };
 
@@ -159,9 +164,9 @@ GELU_FN Real exp_minus_w_root(Real a) {
 }
 
 template <typename Precision>
-struct Gelu<Precision, Mode::kTanh> {
+struct Tail<Precision, Mode::kTanh> {
   using Real = typename Precision::Real;
-  static constexpr Real kLimit = sizeof(Real) == 8 ? 22 : 11;  // there e^-w is 2^-1147, 2^-162
+  static constexpr Real kLimit = sizeof(Real) == 8 ? 22 : 12;  // there e^-w is 2^-1147, 2^-206
 
   // a q(a)
   static GELU_FN Real tail(Real x) {
@@ -180,6 +185,18 @@ struct Gelu<Precision, Mode::kTanh> {
     const Real factor = fma_(-a_w_prime, one_minus_q, Real(1)) * one_minus_q;
     return factor * root * root;
   }
+  // -(a q)'' = q (1 - q) (2 w' + a w'' - a w'^2 (1 - 2q)), since q' = -w' q (1 - q)
+  static GELU_FN Real second_derivative(Real x) {
+    using C = TanhConstants<Real>;
+    const Real a = clamped_abs(x, kLimit);
+    const Real root = exp_minus_w_root<Precision>(a);
+    const Real square = root * root;
+    const Real one_minus_q = reciprocal(1 + square);
+    const Real one_minus_2q = (1 - square) * one_minus_q;
+    const Real w1 = fma_(Real(3 * C::kC3), a * a, Real(C::kC1));
+    const Real bend = fma_(-(a * w1) * one_minus_2q, w1, fma_(Real(6 * C::kC3), a * a, 2 * w1));
+    return bend * one_minus_q * one_minus_q * root * root;
+  }
 };
 
 // Both modes.
@@ -188,13 +205,19 @@ struct Gelu<Precision, Mode::kTanh> {
 // tail is 0.
 template <typename Precision, Mode kMode, typename Real>
 GELU_FN Real gelu_value(Real x) {
-  return positive_part(x) - Gelu<Precision, kMode>::tail(x);
+  return positive_part(x) - Tail<Precision, kMode>::tail(x);
 }
 
 // gelu'(x) for one x.
 template <typename Precision, Mode kMode, typename Real>
 GELU_FN Real gelu_derivative(Real x) {
-  return reflected(x, Gelu<Precision, kMode>::derivative(x));
+  return or_nan(x, reflected(x, Tail<Precision, kMode>::derivative(x)));
+}
+
+// gelu''(x) for one x; an even function, since gelu(x) - gelu(-x) = x.
+template <typename Precision, Mode kMode, typename Real>
+GELU_FN Real gelu_second_derivative(Real x) {
+  return or_nan(x, Tail<Precision, kMode>::second_derivative(x));
 }
 
 }  // namespace custom_gelu

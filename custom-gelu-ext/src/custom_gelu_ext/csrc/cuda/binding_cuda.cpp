@@ -3,50 +3,48 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "../operands.h"
-#include "gelu.h"
+#include "../torch/operators.h"
+#include "launchers.h"
 
 namespace custom_gelu {
 namespace {
 
-void check_launch(cudaError_t error, const char* kernel, const at::Tensor& x) {
-  TORCH_CHECK(error == cudaSuccess, kernel, " on ", x.scalar_type(), shape_of(x), ", ", x.device(),
-              ": the launch failed: ", cudaGetErrorString(error));
+void check_launch(cudaError_t error) {
+  TORCH_CHECK(error == cudaSuccess,
+              "custom_gelu_ext: a kernel could not be launched: ", cudaGetErrorString(error),
+              "; python -m custom_gelu_ext.doctor shows what was built");
 }
 
-at::Tensor gelu_cuda(const at::Tensor& x, c10::string_view approximate) {
-  const Mode mode = mode_of(approximate);
-  const Type type = type_of(x);
-  const c10::cuda::CUDAGuard guard(x.device());
-  at::Tensor out = at::empty_like(x);
-  const at::Tensor source = in_layout_of(x, out);
-  check_launch(cuda::gelu(type, mode, source.const_data_ptr(), out.mutable_data_ptr(), out.numel(),
-                          c10::cuda::getCurrentCUDAStream()),
-               "gelu", x);
-  return out;
-}
+struct Cuda {
+  using Guard = c10::cuda::CUDAGuard;
 
-at::Tensor gelu_backward_cuda(const at::Tensor& grad, const at::Tensor& x,
-                              c10::string_view approximate) {
-  check_gradient(grad, x);
-  const Mode mode = mode_of(approximate);
-  const Type type = type_of(x);
-  const c10::cuda::CUDAGuard guard(x.device());
-  at::Tensor out = at::empty_like(x);
-  const at::Tensor source = in_layout_of(x, out);
-  const at::Tensor upstream = in_layout_of(grad, out);
-  check_launch(
-      cuda::gelu_backward(type, mode, upstream.const_data_ptr(), source.const_data_ptr(),
-                          out.mutable_data_ptr(), out.numel(), c10::cuda::getCurrentCUDAStream()),
-      "gelu_backward", x);
-  return out;
-}
+  static void elementwise(Op op, const Operands& operands) {
+    static constexpr decltype(&cuda::gelu) kLaunchers[] = {
+        cuda::gelu,      cuda::gelu_backward, cuda::gelu_double_backward,
+        cuda::bias_gelu, cuda::geglu,         cuda::geglu_backward};
+    check_launch(kLaunchers[int(op)](operands, c10::cuda::getCurrentCUDAStream()));
+  }
+
+  static void bias_gelu_backward(const Operands& operands, const at::Tensor& x) {
+    const auto dtype = operands.type == Type::kFloat64 ? at::kDouble : at::kFloat;
+    const at::Tensor partial =
+        at::empty({cuda::partial_rows(operands), operands.width}, x.options().dtype(dtype));
+    check_launch(cuda::bias_gelu_backward(operands, partial.mutable_data_ptr(),
+                                          c10::cuda::getCurrentCUDAStream()));
+  }
+
+  static void encode(const Coded& coded) {
+    check_launch(cuda::encode(coded, c10::cuda::getCurrentCUDAStream()));
+  }
+  static void decode(const Coded& coded) {
+    check_launch(cuda::decode(coded, c10::cuda::getCurrentCUDAStream()));
+  }
+};
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(custom_gelu_ext, CUDA, m) {
-  m.impl("gelu", gelu_cuda);
-  m.impl("gelu_backward", gelu_backward_cuda);
+  implement<Cuda>(m);
 }
 
 }  // namespace custom_gelu

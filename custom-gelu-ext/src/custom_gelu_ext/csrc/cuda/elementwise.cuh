@@ -1,129 +1,174 @@
-// A streaming elementwise kernel: out[i] = f(inputs[0][i], ...), with 16-byte memory accesses.
+// A streaming elementwise kernel, out = F(in...), with 16-byte memory accesses.
 //
 // Such a kernel is right when it is as fast as a copy: the memory sets the pace, and the arithmetic
 // must hide behind it. What that takes: each warp's access is one contiguous stretch; each thread
 // asks for 16 bytes at once (the most one instruction can), and for all of its elements before it
 // uses the first, so that enough requests are under way to cover the memory's latency.
+//
+// A small tensor wants the opposite, many threads with little each, or most of the GPU is idle.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
+
+#include "../kinds.h"
+#include "elements.cuh"
 
 namespace custom_gelu::cuda {
 
-constexpr int kThreads = 256;
-constexpr int kVectorBytes = 16;
-constexpr int kVectorsPerThread = 2;  // 16-byte requests under way per thread and input
+constexpr int kPackBytes = 16;
 // Leaves a thread 64 registers; left alone, the compiler saves down to 32 and spills. Enough
-// blocks: 4 x 256 threads x 32 bytes under way are above the 18 KiB per SM that an H100's memory
-// needs (3.35 TB/s x some 0.7 us of latency / 132 SMs).
-constexpr int kBlocksPerSM = 4;
+// threads: 1024 with 32 bytes under way are above the 18 KiB per SM that an H100's memory needs
+// (3.35 TB/s x some 0.7 us of latency / 132 SMs).
+constexpr int kThreadsPerSM = 1024;
+// Up to here (2 MiB a tensor) a thread takes 8 bytes, from there on twice 16.
+constexpr int64_t kSmall = 1 << 21;
 
-// The type the arithmetic is done in, and the way there and back.
-template <typename Element>
-struct Numeric {
-  using Real = Element;
-  static __device__ __forceinline__ Real widen(Element x) { return x; }
-  static __device__ __forceinline__ Element narrow(Real x) { return x; }
-};
-template <>
-struct Numeric<__half> {
-  using Real = float;
-  static __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-  static __device__ __forceinline__ __half narrow(float x) { return __float2half_rn(x); }
-};
-template <>
-struct Numeric<__nv_bfloat16> {
-  using Real = float;
-  static __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-  static __device__ __forceinline__ __nv_bfloat16 narrow(float x) { return __float2bfloat16_rn(x); }
+// How a kernel takes its tensors apart: threads a block, packs a thread, elements a pack.
+// kFlat: one row; else packs of several rows are numbered on, and none lies across two rows.
+template <int kThreads_, int kPacks_, int kLanes_, bool kFlat_>
+struct Shape {
+  static constexpr int kThreads = kThreads_, kPacks = kPacks_, kLanes = kLanes_;
+  static constexpr bool kFlat = kFlat_;
+  // The launcher sees to it that 16-byte packs can be counted in 32 bits; 64-bit division is slow.
+  using Index = std::conditional_t<kLanes_ == 1, int64_t, uint32_t>;
 };
 
-template <typename Element, int kCount>
-struct alignas(sizeof(Element) * kCount) Vector {
-  Element values[kCount];
+// Where pack number `pack` begins in a tensor with this stride from row to row.
+template <typename Shape>
+struct Place {
+  using Index = typename Shape::Index;
+  int64_t row = 0, column;
+  __device__ __forceinline__ Place(Index pack, Index packs_per_row) {
+    if constexpr (!Shape::kFlat) row = pack / packs_per_row;
+    column = int64_t(pack - Index(row) * packs_per_row) * Shape::kLanes;
+  }
+  __device__ __forceinline__ int64_t in(int64_t stride) const {
+    return Shape::kFlat ? column : row * stride + column;
+  }
 };
 
-template <typename Element, int kInputs>
-struct Inputs {
-  const Element* pointers[kInputs];
-};
-
-template <typename F, typename Element, int kInputs>
-__device__ __forceinline__ Element apply(const Element (&elements)[kInputs]) {
-  using N = Numeric<Element>;
-  if constexpr (kInputs == 1) {
-    return N::narrow(F::run(N::widen(elements[0])));
-  } else {
-    return N::narrow(F::run(N::widen(elements[0]), N::widen(elements[1])));
+template <typename F, typename Element, typename Pack>
+__device__ __forceinline__ void compute(const Pack (&in)[F::kInputs], Pack (&out)[F::kOutputs]) {
+  constexpr int kLanes = sizeof(Pack) / sizeof(Element);
+#pragma unroll
+  for (int lane = 0; lane < kLanes; ++lane) {
+    typename F::Real arguments[F::kInputs], results[F::kOutputs];
+#pragma unroll
+    for (int k = 0; k < F::kInputs; ++k) arguments[k] = widen(in[k].values[lane]);
+    F::run(arguments, results);
+#pragma unroll
+    for (int k = 0; k < F::kOutputs; ++k) out[k].values[lane] = narrow<Element>(results[k]);
   }
 }
 
-// A block takes tiles of kThreads * kVectorsPerThread * kLanes elements; a tile that the end cuts
-// short is done one element at a time. kLanes = 1 is the kernel for unaligned pointers.
-template <typename F, typename Element, int kInputs, int kLanes>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
-    elementwise_kernel(Inputs<Element, kInputs> inputs, Element* out, int64_t n) {
-  using Pack = Vector<Element, kLanes>;
-  constexpr int kTile = kThreads * kVectorsPerThread * kLanes;
-  const int64_t stride = int64_t(gridDim.x) * kTile;
-  for (int64_t start = int64_t(blockIdx.x) * kTile; start < n; start += stride) {
-    if (n - start >= kTile) {
-      Pack packs[kInputs][kVectorsPerThread];
+template <typename F, typename Element, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, kThreadsPerSM / Shape::kThreads)
+    elementwise_kernel(Operands operands, typename Shape::Index packs,
+                       typename Shape::Index packs_per_row) {
+  using Index = typename Shape::Index;
+  using Place = Place<Shape>;
+  constexpr int kLanes = Shape::kLanes, kPacks = Shape::kPacks, kThreads = Shape::kThreads;
+  using Pack = Pack<Element, kLanes>;
+  const Index first = Index(blockIdx.x) * (kThreads * kPacks) + threadIdx.x;
+
+  Pack in[kPacks][F::kInputs];
 #pragma unroll
-      for (int v = 0; v < kVectorsPerThread; ++v) {
+  for (int p = 0; p < kPacks; ++p) {
+    const Index pack = first + p * kThreads;
+    if (pack >= packs) break;
+    const Place place(pack, packs_per_row);
 #pragma unroll
-        for (int k = 0; k < kInputs; ++k) {
-          const auto* pack = reinterpret_cast<const Pack*>(inputs.pointers[k] + start);
-          packs[k][v] = pack[v * kThreads + threadIdx.x];
-        }
-      }
+    for (int k = 0; k < F::kInputs; ++k) {
+      const auto* base = static_cast<const Element*>(operands.inputs[k]);
+      in[p][k] = *reinterpret_cast<const Pack*>(base + place.in(operands.input_strides[k]));
+    }
+  }
 #pragma unroll
-      for (int v = 0; v < kVectorsPerThread; ++v) {
-        Pack result;
+  for (int p = 0; p < kPacks; ++p) {
+    const Index pack = first + p * kThreads;
+    if (pack >= packs) break;
+    const Place place(pack, packs_per_row);
+    Pack out[F::kOutputs];
+    compute<F, Element>(in[p], out);
 #pragma unroll
-        for (int lane = 0; lane < kLanes; ++lane) {
-          Element elements[kInputs];
+    for (int k = 0; k < F::kOutputs; ++k) {
+      auto* base = static_cast<Element*>(operands.outputs[k]);
+      *reinterpret_cast<Pack*>(base + place.in(operands.output_strides[k])) = out[k];
+    }
+  }
+
+  if constexpr (Shape::kFlat && kLanes > 1) {  // what is left of the row, less than a pack
+    const int64_t i = int64_t(packs) * kLanes + threadIdx.x;
+    if (blockIdx.x != 0 || i >= operands.width) return;
+    cuda::Pack<Element, 1> single[F::kInputs], result[F::kOutputs];
 #pragma unroll
-          for (int k = 0; k < kInputs; ++k) elements[k] = packs[k][v].values[lane];
-          result.values[lane] = apply<F, Element, kInputs>(elements);
-        }
-        reinterpret_cast<Pack*>(out + start)[v * kThreads + threadIdx.x] = result;
-      }
-    } else {
-      for (int64_t i = start + threadIdx.x; i < n; i += kThreads) {
-        Element elements[kInputs];
+    for (int k = 0; k < F::kInputs; ++k) {
+      single[k].values[0] = static_cast<const Element*>(operands.inputs[k])[i];
+    }
+    compute<F, Element>(single, result);
 #pragma unroll
-        for (int k = 0; k < kInputs; ++k) elements[k] = inputs.pointers[k][i];
-        out[i] = apply<F, Element, kInputs>(elements);
-      }
+    for (int k = 0; k < F::kOutputs; ++k) {
+      static_cast<Element*>(operands.outputs[k])[i] = result[k].values[0];
     }
   }
 }
 
-template <typename F, typename Element, int kInputs>
-cudaError_t launch_elementwise(Inputs<Element, kInputs> inputs, Element* out, int64_t n,
-                               cudaStream_t stream) {
-  if (n == 0) return cudaSuccess;
-  constexpr int kLanes = kVectorBytes / sizeof(Element);
-  auto misaligned = reinterpret_cast<uintptr_t>(out);
-  for (const Element* pointer : inputs.pointers) misaligned |= reinterpret_cast<uintptr_t>(pointer);
-  const bool aligned = misaligned % kVectorBytes == 0;
-
-  const int64_t tile = kThreads * kVectorsPerThread * (aligned ? kLanes : 1);
-  constexpr int64_t kMostBlocks = 2147483647;  // the limit of gridDim.x; more tiles: more turns
-  const int64_t tiles = (n + tile - 1) / tile;
-  const auto blocks = unsigned(tiles < kMostBlocks ? tiles : kMostBlocks);
-  if (aligned) {
-    elementwise_kernel<F, Element, kInputs, kLanes>
-        <<<blocks, kThreads, 0, stream>>>(inputs, out, n);
-  } else {
-    elementwise_kernel<F, Element, kInputs, 1><<<blocks, kThreads, 0, stream>>>(inputs, out, n);
-  }
+template <typename F, typename Element, typename Shape>
+cudaError_t launch(const Operands& operands, cudaStream_t stream) {
+  using Index = typename Shape::Index;
+  const int64_t per_row = operands.width / Shape::kLanes, packs = operands.rows * per_row;
+  constexpr int64_t kTile = Shape::kThreads * Shape::kPacks;
+  const auto blocks = unsigned(packs > 0 ? (packs + kTile - 1) / kTile : 1);
+  elementwise_kernel<F, Element, Shape>
+      <<<blocks, Shape::kThreads, 0, stream>>>(operands, Index(packs), Index(per_row));
   return cudaGetLastError();
 }
+
+// Whether every row of every tensor begins on a multiple of 16 bytes.
+inline bool aligned(const Operands& o, int inputs, int outputs, int lanes) {
+  uintptr_t misaligned = 0;
+  int64_t uneven = 0;
+  for (int k = 0; k < inputs; ++k) {
+    misaligned |= reinterpret_cast<uintptr_t>(o.inputs[k]);
+    if (o.rows > 1) uneven |= o.input_strides[k];
+  }
+  for (int k = 0; k < outputs; ++k) {
+    misaligned |= reinterpret_cast<uintptr_t>(o.outputs[k]);
+    if (o.rows > 1) uneven |= o.output_strides[k];
+  }
+  return misaligned % kPackBytes == 0 && uneven % lanes == 0;
+}
+
+template <typename F, typename Element>
+cudaError_t launch_elementwise(const Operands& operands, cudaStream_t stream) {
+  constexpr int kLanes = kPackBytes / sizeof(Element);
+  const int64_t count = operands.rows * operands.width;
+  if (count == 0) return cudaSuccess;
+  const bool countable = count / kLanes < (int64_t(1) << 31);
+  const bool packed = countable && aligned(operands, F::kInputs, F::kOutputs, kLanes);
+  if (operands.rows > 1) {
+    return packed && operands.width % kLanes == 0
+               ? launch<F, Element, Shape<256, 2, kLanes, false>>(operands, stream)
+               : launch<F, Element, Shape<256, 2, 1, false>>(operands, stream);
+  }
+  if (!packed) return launch<F, Element, Shape<256, 2, 1, true>>(operands, stream);
+  return count * int64_t(sizeof(Element)) <= kSmall
+             ? launch<F, Element, Shape<128, 1, kLanes / 2, true>>(operands, stream)
+             : launch<F, Element, Shape<256, 2, kLanes, true>>(operands, stream);
+}
+
+// One operation for all types and both modes.
+template <template <typename, Mode> class Operation>
+struct Launch {
+  const Operands& operands;
+  cudaStream_t stream;
+  template <typename Element, typename Precision, Mode kMode>
+  cudaError_t operator()() const {
+    return launch_elementwise<Operation<Precision, kMode>, Element>(operands, stream);
+  }
+};
 
 }  // namespace custom_gelu::cuda

@@ -2,11 +2,11 @@
 // arithmetic without branches, so that they vectorise with every compiler and instruction set.
 #pragma once
 
-#include "arithmetic.h"
+#include "../arithmetic.h"
 
-namespace custom_gelu {
+namespace custom_gelu::cpu {
 
-// condition ? yes : no, as arithmetic: see arithmetic.h on why a branch must not arise.
+// condition ? yes : no, as arithmetic: see ../arithmetic.h on why a branch must not arise.
 GELU_FN uint32_t choose(bool condition, uint32_t yes, uint32_t no) {
   return no ^ ((yes ^ no) & (0u - uint32_t(condition)));
 }
@@ -17,6 +17,13 @@ struct BFloat16Bits {
 };
 struct Float16Bits {
   uint16_t bits;
+};
+
+struct Elements {
+  using Float32 = float;
+  using Float64 = double;
+  using Float16 = Float16Bits;
+  using BFloat16 = BFloat16Bits;
 };
 
 GELU_FN float load(const float* p) {
@@ -77,4 +84,4 @@ GELU_FN void store(Float16Bits* p, float value) {
   p->bits = uint16_t(choose(magnitude > 0x7f800000u, 0x7e00u, finite) | sign);
 }
 
-}  // namespace custom_gelu
+}  // namespace custom_gelu::cpu

@@ -1,0 +1,161 @@
+"""Wheels with the kernels compiled in, and the doctor, each in a clean virtual environment.
+
+The environment holds nothing but the wheel; torch and what it needs are lent by a .pth file, so
+that no test downloads them again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from custom_gelu_ext import build_info, doctor
+
+PROJECT = Path(__file__).parents[1]
+
+USE = """
+import warnings
+warnings.simplefilter("error")
+import torch, custom_gelu_ext as g
+assert "venv" in g.__file__, g.__file__
+x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+b = torch.randn(6, dtype=torch.float64, requires_grad=True)
+for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+    assert check(g.gelu, (x,)) and check(g.bias_gelu, (x, b))
+assert torch.autograd.gradcheck(lambda x: g.geglu(x, x * 2), (x,))
+assert torch.autograd.gradcheck(lambda x: g.gelu(x.t()[::2]), (x,))
+for save in ("recompute", "8bit", "1bit"):
+    g.MLP(6, 9, save=save)(torch.randn(3, 6)).sum().backward()
+compiled = torch.compile(lambda x: g.gelu(x) * 2, backend="aot_eager", fullgraph=True)
+compiled(x).sum().backward()
+torch.vmap(torch.func.grad(lambda x: g.gelu(x).sum()))(x.detach())
+print(g.gelu(torch.tensor(-8.0)).item())
+"""
+
+
+def lend_torch(venv: Path) -> Path:
+    """Make an empty environment that can import this one's torch, and return its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    site = next(venv.glob("lib/python*/site-packages"))
+    # As plain paths: the .pth files of editable installs (ours among them) are not read there.
+    paths = dict.fromkeys(
+        [sysconfig.get_path("purelib"), *(p for p in sys.path if "-packages" in p)]
+    )
+    (site / "lent.pth").write_text("\n".join(paths))
+    return venv / "bin/python"
+
+
+def install(wheel: Path, venv: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(next(venv.glob("lib/python*/site-packages")))
+
+
+def build_wheel(kind: str, folder: Path) -> Path:
+    source = folder / "source"
+    ignore = shutil.ignore_patterns("*.egg-info", "build", "__pycache__", "_built.json", "*.so")
+    shutil.copytree(PROJECT, source, ignore=ignore)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-q"]
+    done = subprocess.run(
+        [*pip, "-w", folder, source],
+        env={**os.environ, "CUSTOM_GELU_EXT_BUILD": kind, "CUSTOM_GELU_EXT_CUDA": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def run(python: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    return subprocess.run(
+        [python, *arguments],
+        env={**clean, **environment},
+        cwd=python.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(build_info.module is None, reason=build_info.missing)
+@pytest.mark.parametrize("kind", ["aot", "stable"])
+def test_a_wheel_with_the_kernels_in_it(kind, tmp_path):
+    wheel = build_wheel(kind, tmp_path)
+    assert ("abi3" in wheel.name) == (kind == "stable")
+    python = lend_torch(tmp_path / "venv")
+    install(wheel, tmp_path / "venv")
+    # With no compiler to be found: what runs was in the wheel.
+    done = run(
+        python, "-c", USE, PATH=str(tmp_path), CXX="none", TORCH_EXTENSIONS_DIR=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(-4.976769e-15, rel=1e-5)
+    done = run(python, "-m", "custom_gelu_ext.doctor", PATH=str(tmp_path))
+    assert "in the wheel" in done.stdout, done.stdout + done.stderr
+    assert "our kernels run" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_ahead_of_time_wheel_for_another_torch_is_not_loaded(tmp_path):
+    package = tmp_path / "custom_gelu_ext"
+    shutil.copytree(PROJECT / "src/custom_gelu_ext", package)
+    facts = '{"kind": "aot", "torch": "1.0.0", "architectures": "", "missing": ""}'
+    (package / "_built.json").write_text(facts)
+    (package / "_aot.so").write_bytes(b"no library")
+    code = (
+        "import custom_gelu_ext as g, torch; print(g.__file__, g.gelu(torch.ones(2)).sum().item())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout
+    assert "aot library is not used: it was compiled for torch 1.0.0" in done.stderr
+
+
+def test_the_doctor_finds_what_is_here(capsys):
+    healthy = doctor.main() == 0
+    printed = capsys.readouterr().out
+    assert healthy == (build_info.module is not None and "torch's own GELU runs" not in printed)
+    for word in ("torch", "C++ compiler", "nvcc", "library", "CPU"):
+        assert word in printed
+
+
+def test_the_doctor_without_a_compiler(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "custom_gelu_ext.doctor"],
+        env={**os.environ, "PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "no C++ compiler (c++) was found" in done.stdout
+    assert done.stderr.count("torch's own kernels are used") == 1  # the package's one warning
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "covered"),
+    [
+        ("8.0;9.0a", (9, 0), True),
+        ("8.0", (8, 6), True),  # machine code runs on later minor versions of its major one
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("8.0+PTX", (9, 0), True),
+        ("9.0a", (10, 0), False),
+        ("", (9, 0), False),
+    ],
+)
+def test_which_gpus_a_build_covers(architectures, capability, covered):
+    assert doctor._covers(architectures, *capability) == covered
