@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ ABOUT_RUN: dict[str, Callable[[Record], str]] = {
     "torch": lambda record: str(record.versions.get("torch", "")),
     "command": lambda record: f"`{record.command}`",
 }
+LANGUAGES = {".cu": "cuda", ".cuh": "cuda", ".cpp": "cpp", ".h": "cpp", ".py": "python"}
 ROWS = {"cases": "*", "implementations": "*", "metrics": "*"}
 
 
@@ -90,7 +92,9 @@ def use(new: Path, readmes: list[Path]) -> list[str]:
         for marker in reversed(markers.find(text)):
             name = marker.attributes.get("file", "")
             link = _beside(new, path)
-            if name == link or not _same_origin(path.parent / name, new, record):
+            if marker.kind == "snippet" or name == link:
+                continue
+            if not _same_origin(path.parent / name, new, record):
                 continue
             opening = text[marker.begin : marker.start].replace(name, link)
             text = text[: marker.begin] + opening + text[marker.start :]
@@ -111,10 +115,14 @@ def _same_origin(old: Path, new: Path, record: Record) -> bool:
 
 def _content(marker: Marker, page: Page) -> str:
     makers = {"table": _table, "value": _value, "plot": _plot}
-    if marker.kind not in makers:
-        raise MarkerError(f"bench:{marker.kind} is unknown; there are {sorted(makers)}")
+    if marker.kind not in makers and marker.kind != "snippet":
+        raise MarkerError(
+            f"bench:{marker.kind} is unknown; there are {sorted([*makers, 'snippet'])}"
+        )
     if "file" not in marker.attributes:
         raise MarkerError(f"bench:{marker.kind} names no file=")
+    if marker.kind == "snippet":
+        return _snippet(marker, page)
     record = load(page.path.parent / marker.attributes["file"])
     return makers[marker.kind](marker, record, page)
 
@@ -163,6 +171,25 @@ def _plot(marker: Marker, record: Record, page: Page) -> str:
     names = ", ".join(series.name for series in plot.series if series.name)
     alt = f"{plot.y_label} by {plot.x_label}" + (f": {names}" if names else "")
     return f"\n\n![{alt}]({wanted['out']})\n\n{caption(record, wanted['file'])}\n\n"
+
+
+def _snippet(marker: Marker, page: Page) -> str:
+    """Return a source file's lines, from the first with `from` in it to the next with `to`."""
+    wanted = marker.take("file", "from", "to")
+    name = wanted["file"]
+    try:
+        lines = (page.path.parent / name).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise MarkerError(f"cannot read {name}: {fault}") from None
+    first = next((n for n, line in enumerate(lines) if wanted["from"] in line), None)
+    if first is None:
+        raise MarkerError(f"{name} has no line with {wanted['from']!r}")
+    last = next((n for n in range(first, len(lines)) if wanted["to"] in lines[n]), None)
+    if last is None:
+        raise MarkerError(f"{name} has no line with {wanted['to']!r} after {wanted['from']!r}")
+    code = textwrap.dedent("\n".join(lines[first : last + 1]))
+    language = LANGUAGES.get(Path(name).suffix, "")
+    return f"\n\n```{language}\n{code}\n```\n\n<sub>[{Path(name).name}]({name})</sub>\n\n"
 
 
 def _is_drawn(out: Path, plot: Plot) -> bool:

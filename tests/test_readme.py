@@ -255,3 +255,37 @@ def test_show_prints_a_record(readme: Path) -> None:
     assert done.returncode == 0
     assert "4.00x" in done.stdout
     assert main(["show", str(readme)]) == 1
+
+
+def test_a_snippet_follows_its_source(tmp_path: Path) -> None:
+    source = tmp_path / "source.py"
+    source.write_text("import os\n\nclass A:\n    def f(self):\n        return 1\n\n    x = 2\n")
+    page = tmp_path / "post.md"
+    opening = '<!-- bench:snippet file=source.py from="def f" to="return" -->'
+    page.write_text(f"Look:\n{opening}\n{END}\n")
+    assert main(["readme", str(page)]) == 0
+    assert f"{opening}\n\n```python\ndef f(self):\n    return 1\n```\n" in page.read_text()
+    assert "class A" not in page.read_text()
+    assert main(["readme", "--check", str(page)]) == 0
+    source.write_text(source.read_text().replace("return 1", "return 3"))
+    assert main(["readme", "--check", str(page)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ('file=nothing.py from="a" to="b"', "cannot read nothing.py"),
+        ('file=source.py from="z" to="b"', "no line with 'z'"),
+        ('file=source.py from="b" to="a"', "no line with 'a' after 'b'"),
+        ("file=source.py", r"missing attributes ['from', 'to']"),
+    ],
+)
+def test_a_snippet_that_cannot_be_cut_is_a_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], attributes: str, message: str
+) -> None:
+    (tmp_path / "source.py").write_text("a\nb\n")
+    page = tmp_path / "post.md"
+    page.write_text(f"<!-- bench:snippet {attributes} -->\n{END}\n")
+    assert main(["readme", "--check", str(page)]) == 1
+    printed = capsys.readouterr()
+    assert message in printed.out + printed.err
