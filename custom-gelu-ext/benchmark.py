@@ -382,29 +382,37 @@ def seconds_a_call(function: Callable[[], object], device: torch.device, calls: 
 
 
 def add_host_time(run: Run, device: torch.device, rounds: int) -> None:
-    """Record what a call on 1024 elements costs the host, and one through autograd."""
+    """Record what a call on 1024 elements costs the host, by several ways, and through autograd."""
     x = torch.randn(1024, device=device)
     leaf, grad = x.clone().requires_grad_(), torch.ones_like(x)
+    operator = torch.ops.custom_gelu_ext.gelu.default if not NO_EXTENSION else F.gelu
+    direct = getattr(build_info.module, "gelu", operator)
 
-    def train(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+    def differentiate(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(function(leaf), leaf, grad)
 
-    def infer(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
-        return lambda: function(x)
-
-    for name, way, calls in (("a call", infer, 400), ("forward and backward", train, 200)):
-        ours, theirs = way(gelu), way(F.gelu)
-        samples: dict[str, list[float]] = {OURS: [], "F.gelu": []}
-        for function in (ours, theirs):
+    calls: dict[str, Callable[[], object]] = {
+        OURS: lambda: gelu(x),
+        "F.gelu": lambda: F.gelu(x),
+        "torch.ops": lambda: operator(x, approximate="none"),
+        "pybind11": lambda: direct(x, approximate="none"),
+    }
+    trainings = {OURS: differentiate(gelu), "F.gelu": differentiate(F.gelu)}
+    for name, ways, count in (
+        ("a call", calls, 400),
+        ("forward and backward", trainings, 200),
+    ):
+        samples: dict[str, list[float]] = {way: [] for way in ways}
+        for function in ways.values():
             seconds_a_call(function, device, 50)
         for _ in range(rounds):
-            samples[OURS].append(seconds_a_call(ours, device, calls))
-            samples["F.gelu"].append(seconds_a_call(theirs, device, calls))
+            for way, function in ways.items():
+                samples[way].append(seconds_a_call(function, device, count))
         run.add(
             f"host time of {name}",
             [
-                Row(key, "host time", "s", values, ours=key == OURS, better="lower")
-                for key, values in samples.items()
+                Row(way, "host time", "s", values, ours=way != "F.gelu", better="lower")
+                for way, values in samples.items()
             ],
             baseline="F.gelu",
             params={"elements": 1024, "device": device.type},

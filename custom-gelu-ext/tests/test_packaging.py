@@ -136,7 +136,12 @@ def test_the_doctor_finds_what_is_here(capsys):
 def test_the_doctor_without_a_compiler(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "custom_gelu_ext.doctor"],
-        env={**os.environ, "PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path)},
+        env={
+            **os.environ,
+            "PATH": str(tmp_path),
+            "CXX": "c++",
+            "TORCH_EXTENSIONS_DIR": str(tmp_path),
+        },
         capture_output=True,
         text=True,
     )
