@@ -385,7 +385,11 @@ def add_host_time(run: Run, device: torch.device, rounds: int) -> None:
     """Record what a call on 1024 elements costs the host, by several ways, and through autograd."""
     x = torch.randn(1024, device=device)
     leaf, grad = x.clone().requires_grad_(), torch.ones_like(x)
-    operator = torch.ops.custom_gelu_ext.gelu.default if not NO_EXTENSION else F.gelu
+
+    def torchs(x: Tensor, approximate: str) -> Tensor:
+        return F.gelu(x, approximate=approximate)
+
+    operator = torchs if NO_EXTENSION else torch.ops.custom_gelu_ext.gelu.default
     direct = getattr(build_info.module, "gelu", operator)
 
     def differentiate(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
@@ -394,8 +398,8 @@ def add_host_time(run: Run, device: torch.device, rounds: int) -> None:
     calls: dict[str, Callable[[], object]] = {
         OURS: lambda: gelu(x),
         "F.gelu": lambda: F.gelu(x),
-        "torch.ops": lambda: operator(x, approximate="none"),
-        "pybind11": lambda: direct(x, approximate="none"),
+        "torch.ops": lambda: operator(x, "none"),
+        "pybind11": lambda: direct(x, "none"),
     }
     trainings = {OURS: differentiate(gelu), "F.gelu": differentiate(F.gelu)}
     for name, ways, count in (
