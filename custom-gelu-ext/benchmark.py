@@ -502,7 +502,9 @@ def add_training(run: Run, device: torch.device, steps: int, seeds: int) -> None
         model = torch.nn.Sequential(*layers, torch.nn.Linear(64, 1)).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
         losses = []
-        for _ in range(steps):
+        for step in range(steps):
+            # To 0: at a constant rate, changing one weight by 1e-6 moves the last losses by 10%.
+            optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
             x = torch.randn(256, 8).to(device)
             loss = (model(x) - (3 * x[:, :1] * x[:, 1:2]).sin()).square().mean()
             optimizer.zero_grad()
