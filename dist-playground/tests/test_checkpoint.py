@@ -52,9 +52,11 @@ def assert_equal(cases: dict, trained: dict) -> None:
         assert distance <= 1e-4, name
 
 
-def test_every_kind_goes_on_where_another_stopped(tmp_path):
+def test_one_kind_goes_on_where_another_stopped(tmp_path):
     folder = tmp_path / "checkpoints"
-    cases = chain(0, TWO, folder)
+    cases = chain(
+        0, {kind: TWO[kind] for kind in ("fsdp", "tensor", "zero1", "torch fsdp")}, folder
+    )
     assert_equal(cases, train_cases(2, cases, tmp_path))
     assert len(list(folder.iterdir())) == 2  # older ones are removed
 
@@ -88,7 +90,8 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     arguments = (*ALONE, "--steps", "2", "--checkpoint", str(folder))
     with running(PACKAGE / "single.py", arguments, 0, folder) as process:
-        assert process.communicate(timeout=60) and process.returncode == 0
+        process.communicate(timeout=60)
+    assert process.returncode == 0
     return folder
 
 

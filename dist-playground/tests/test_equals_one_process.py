@@ -102,6 +102,7 @@ def trained(tmp_path_factory):
     def get(ranks: int, cases: dict, name: str, device: str = "cpu"):
         key = (ranks, id(cases), device)
         if key not in done:
+            done[key] = {}  # should it fail, the other cases fail at once
             done[key] = train_cases(ranks, cases, tmp_path_factory.mktemp("run"), device)
         return differences(parse_settings("", cases[name][1]), *done[key][name])
 

@@ -48,25 +48,34 @@ def test_each_rank_prints_its_lines_and_the_record_agrees(launch, tmp_path):
         assert rank["peak_bytes"] > rank["state_bytes"]
 
 
-@pytest.mark.parametrize(
-    ("script", "options", "says"),
-    [
-        ("ddp.py", ["--mesh", "data=3"], r"multiply to 3; start 3 ranks"),
-        ("ddp.py", ["--mesh", "dta=2"], r"'dta=2' is not one of data, pipeline, context, tensor"),
-        ("tensor_parallel.py", ["--sequence-length", "17"], r"17 .* 2 .* --sequence-length 18"),
-        ("context_parallel.py", ["--sequence-length", "18"], r"18 .* 2 .* --sequence-length 20"),
-        ("pipeline.py", ["--zero1"], r"leave out the axis tensor, fsdp.py and --zero1"),
-        ("fsdp.py", ["--impl", "torch", "--mesh", "tensor=2"], r"--impl torch has one axis here"),
-    ],
-)
-def test_a_world_that_does_not_fit_ends_every_rank_at_once(launch, script, options, says):
+def test_a_world_that_does_not_fit_ends_every_rank_at_once(launch):
     begin = time.monotonic()
-    done = launch(script, *SMALL, *options, ranks=2)
+    done = launch("ddp.py", *SMALL, "--mesh", "data=3", ranks=2)
     assert done.returncode != 0
     # torchrun ends the other rank when the first has failed: at least one was in time to speak.
-    assert re.search(rf"\[rank \d\] error: .*{says}", done.stderr), done.stderr
+    assert re.search(r"\[rank \d\] error: .* multiply to 3; start 3 ranks", done.stderr)
     assert "step" not in done.stdout
     assert time.monotonic() - begin < 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        ("ddp", ["--mesh", "dta=2"], r"'dta=2' is not one of data, pipeline, context, tensor"),
+        ("tensor_parallel", ["--sequence-length", "17"], r"17 .* 2 .* --sequence-length 18"),
+        ("context_parallel", ["--sequence-length", "18"], r"18 .* 2 .* --sequence-length 20"),
+        ("pipeline", ["--zero1"], r"leave out the axis tensor, fsdp.py and --zero1"),
+        ("fsdp", ["--impl", "torch", "--mesh", "tensor=2"], r"--impl torch has one axis here"),
+        ("ddp", ["--impl", "torch", "--zero1"], r"--impl torch has no --zero1 here"),
+        ("pipeline", ["--impl", "torch"], r"pipeline.py has no --impl torch"),
+        ("ddp", ["--graph"], r"--graph is for CUDA"),
+        ("ddp", ["--impl", "torch", "--graph"], r"--graph"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_anyone_waits(kind, options, says):
+    world = World(0, 2, 0, torch.device("cpu"), launched=True)
+    with pytest.raises(UsageError, match=says):
+        check(kind, parse_settings("", options), world)
 
 
 @pytest.mark.parametrize(

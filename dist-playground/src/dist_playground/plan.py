@@ -17,7 +17,7 @@ from dist_playground.builtin.fsdp import fsdp as torch_fsdp
 from dist_playground.builtin.tensor_parallel import tensor_parallel as torch_tensor_parallel
 from dist_playground.errors import UsageError
 from dist_playground.grid import Axis, Grid, mesh_sizes
-from dist_playground.model import GPT, MODELS, Block
+from dist_playground.model import GPT, MODELS, Attention
 from dist_playground.scratch.ddp import DDP, placements_of
 from dist_playground.scratch.fsdp import FSDP
 from dist_playground.scratch.pipeline import Pipeline, Stage
@@ -70,6 +70,8 @@ def check(kind: str, settings: Settings, world: World) -> dict[str, int]:
     if settings.graph and world.device.type != "cuda":
         raise UsageError("--graph is for CUDA: leave it out, or use --device cuda")
     if settings.impl == "torch":
+        if kind not in ("ddp", "fsdp", "tensor_parallel"):
+            raise UsageError(f"{kind}.py has no --impl torch: use --impl scratch")
         others = [name for name, size in sizes.items() if size > 1 and name != KINDS[kind]]
         if others:
             raise UsageError(f"--impl torch has one axis here, not also {', '.join(others)}")
@@ -97,9 +99,9 @@ def build(kind: str, settings: Settings, world: World, sizes: dict[str, int], mo
         later = exchange.later
         placements = cut(model, exchange)
     if grid.context.size > 1:
-        for block in model.blocks:
-            assert isinstance(block, Block)
-            block.attention.attend = partial(ring_attention, axis=grid.context)
+        for part in model.modules():
+            if isinstance(part, Attention):
+                part.attend = partial(ring_attention, axis=grid.context)
     _compile(settings, model)
     module: nn.Module = model
     schedule: Schedule = one_after_another
@@ -143,8 +145,6 @@ def _builtin(
     _compile(settings, model)
     if kind == "fsdp":
         parallel = torch_fsdp(model, world, dtype, settings.reshard)
-    elif kind == "ddp":
-        parallel = torch_ddp(model, world)
     else:
-        raise UsageError(f"{kind}.py has no --impl torch")
+        parallel = torch_ddp(model, world)
     return Plan(parallel, one_after_another, grid, 1)

@@ -196,6 +196,9 @@ class DDP(Parallel):
         held = list(self._frozen)
         for bucket, placements in zip(self.buckets, self._placements, strict=True):
             held += zip(placements, bucket.masters, strict=True)
+        return self._whole(held)
+
+    def _whole(self, held: list[tuple[Placement, nn.Parameter]]) -> list[Piece]:
         return [
             piece
             for placement, owner in held

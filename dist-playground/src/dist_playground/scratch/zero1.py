@@ -5,6 +5,8 @@ stepping between the two needs 1/W of the optimizer's moments and time. The all-
 weights in the dtype that the products use, half of the bytes in bfloat16.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,6 +20,10 @@ __all__ = ["ZeRO1"]
 
 class ZeRO1(DDP):
     """Sums each bucket's gradient to the rank that steps that part; takes what DDP takes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._shards = [nn.Parameter(self._shard(bucket.flat_master)) for bucket in self.buckets]
 
     def _multiple(self) -> int:
         return ALIGNMENT * self.axis.size
@@ -34,38 +40,31 @@ class ZeRO1(DDP):
 
     def parameters(self) -> list[nn.Parameter]:
         """This rank's part of each bucket, flat."""
-        if not hasattr(self, "_shards"):
-            self._shards = [nn.Parameter(self._shard(b.flat_master)) for b in self.buckets]
         return self._shards
 
     def _hand_over(self, used: list[bool]) -> None:
-        for shard, bucket in zip(self.parameters(), self.buckets, strict=True):
+        for shard, bucket in zip(self._shards, self.buckets, strict=True):
             shard.grad = self._shard(bucket.flat_gradient)
 
     def gradients(self) -> list[tuple[Tensor, int]]:
         """This rank's part of every parameter."""
-        return [
-            (piece_gradient, holders)
-            for bucket, index, start, stop in self._runs()
-            for piece_gradient, holders in [
-                (bucket.flat_gradient[start:stop], self._placement(bucket, index).holders)
-            ]
-        ]
+        found = []
+        for number, index, start, stop in self._runs():
+            gradient = self.buckets[number].flat_gradient[start:stop]
+            found.append((gradient, self._placements[number][index].holders))
+        return found
 
-    def _placement(self, bucket: FlatBucket, index: int):  # type: ignore[no-untyped-def]
-        return self._placements[self.buckets.index(bucket)][index]
-
-    def _runs(self) -> list[tuple[FlatBucket, int, int, int]]:
+    def _runs(self) -> list[tuple[int, int, int, int]]:
         """(bucket, parameter in it, start, stop in the flat bucket) of what this rank steps."""
         found = []
-        for bucket in self.buckets:
+        for number, bucket in enumerate(self.buckets):
             length = bucket.numel // self.axis.size
             low, high = self.axis.index * length, (self.axis.index + 1) * length
             for index, begin in enumerate(bucket.starts):
                 start = max(low, begin)
                 stop = min(high, begin + bucket.parameters[index].numel())
                 if start < stop:
-                    found.append((bucket, index, start, stop))
+                    found.append((number, index, start, stop))
         return found
 
     def stepped(self) -> None:
@@ -88,21 +87,16 @@ class ZeRO1(DDP):
 
     def pieces(self) -> list[Piece]:
         """This rank's runs of the buckets; frozen parameters whole."""
-        found = [
-            piece
-            for placement, owner in self._frozen
-            for piece in run_pieces(placement, tuple(owner.shape), 0, owner.numel(), owner, 0)
-        ]
-        for bucket, index, start, stop in self._runs():
+        found = self._whole(self._frozen)
+        for number, index, start, stop in self._runs():
+            bucket = self.buckets[number]
             begin = bucket.starts[index]
-            owner = self.parameters()[self.buckets.index(bucket)]
-            length = bucket.numel // self.axis.size
             found += run_pieces(
-                self._placement(bucket, index),
+                self._placements[number][index],
                 tuple(bucket.parameters[index].shape),
                 start - begin,
                 stop - begin,
-                owner,
-                start - self.axis.index * length,
+                self._shards[number],
+                start - self.axis.index * (bucket.numel // self.axis.size),
             )
         return found

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       // producer thread's own copies are.
       hopper::barrier_init(full + i,
                            (kTmaA || kTmaB ? 1 : 0) + (kTmaA && kTmaB ? 0 : kProducerThreads));
-      hopper::barrier_init(empty + i, kConsumers);
+      hopper::barrier_init(empty + i, kConsumers * 32);
     }
     hopper::fence_barrier_init();
   }
@@ -137,8 +137,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         Warp::load(a_panel + k * kStrideA, b_panel + k * kStrideB, lane, a, b);
         outer_product(sum, a, b);
       }
-      __syncwarp();
-      if (lane == 0) hopper::barrier_arrive(empty + stage);
+      hopper::barrier_arrive(empty + stage);
     }
     const Origin tile = origin_of<kRows, kCols>(schedule, work.tile);
     // To C, or to this block's slot, which holds a tile without gaps.

@@ -17,9 +17,9 @@ struct Tuned {
 constexpr Tuned kTuned[] = {
     {90,
      "NVIDIA H100 80GB HBM3",
-     {{"async_pipeline", 4.0, 0.00065},
-      {"hopper", 5.0, 0.00060},
-      {"split_k", 4.0, 0.00065},
-      {"skinny", 4.0, 0.00057}}},
+     {{"async_pipeline", 2.02, 0.00078},
+      {"hopper", 1.05, 0.000611},
+      {"skinny", 8.86, 0.000517},
+      {"split_k", 2.51, 0.000532}}},
 };
 // clang-format on
