@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define GELU_FN __host__ __device__ __forceinline__
@@ -181,8 +182,10 @@ GELU_FN Real positive_part(Real x) {
   using B = Bits<Real>;
   using Word = typename B::Word;
   const Word bits = bit_cast<Word>(x);
-  // Of the words with the sign bit, those up to -Inf are numbers, and the rest are NaN.
-  return bit_cast<Real>(Word(bits - B::kSign) <= B::kInfinity ? B::kSign : bits);
+  // As signed integers: negative numbers down from -0, the least, up to -Inf; then NaN; then the
+  // rest.
+  using Signed = std::make_signed_t<Word>;
+  return bit_cast<Real>(Signed(bits) <= Signed(B::kSign | B::kInfinity) ? B::kSign : bits);
 #endif
 }
 
