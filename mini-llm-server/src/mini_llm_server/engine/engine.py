@@ -142,6 +142,7 @@ class Engine:
             running=len(self._scheduler.running),
             blocks_total=self._pool.num_blocks,
             blocks_free=self._pool.num_free,
+            blocks_cached=0,
             blocks_used=self._pool.num_used,
             preemptions=self._scheduler.num_preemptions,
             steps=self._steps,

@@ -6,11 +6,26 @@ Pure Python: the scheduler and its simulations use these without torch.
 from __future__ import annotations
 
 import enum
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from mini_llm_server.engine.sampling_params import ParameterError, SamplingParams, Structure
+
+__all__ = [
+    "EngineDead",
+    "FinishReason",
+    "Output",
+    "ParameterError",
+    "QueueFull",
+    "Request",
+    "RequestTooLarge",
+    "SamplingParams",
+    "Status",
+    "Structure",
+    "TokenLogprobs",
+]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -28,60 +43,34 @@ class EngineDead(RuntimeError):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class SamplingParams:
-    """How the tokens of one request are chosen and when it ends.
+class TokenLogprobs:
+    """Natural logarithms of the model's own probabilities at one place of an answer.
 
-    Args:
-        max_tokens: most tokens to generate, at least 1.
-        temperature: logits are divided by it; 0 is greedy.
-        top_p: keep the smallest set of most likely tokens whose probability reaches this.
-        top_k: keep this many most likely tokens; 0 keeps all.
-        seed: the same seed, prompt and parameters draw the same random numbers, whatever else
-            runs at the same time. None draws a fresh one from the engine's own seed.
-        stop: strings that end the generation; the text returned ends before them.
-        ignore_eos: keep on generating after an end-of-sequence token (for benchmarks).
-
-    Raises:
-        ValueError: naming the parameter, its value and its range.
+    Attributes:
+        token_id, logprob: the sampled token.
+        top: (token id, logprob) of the likeliest tokens, likeliest first, as many as asked for.
     """
 
-    max_tokens: int = 16
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}: it must be at least 1")
-        # `not (x >= 0)` instead of `x < 0`: NaN fails the first and passes the second.
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(
-                f"temperature is {self.temperature}: it must be finite and at least 0 (0 is greedy)"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: it must be above 0 and at most 1 (1 is off)")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}: it must be at least 0 (0 is off)")
-        if isinstance(self.stop, str):
-            raise ValueError(f"stop is the string {self.stop!r}: pass a tuple, ({self.stop!r},)")
-        if any(not s for s in self.stop):
-            raise ValueError(f"stop is {self.stop!r}: an empty stop string would match at once")
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Output:
-    """One streamed piece of a request's answer.
+    """One streamed piece of one of a request's answers.
 
     Attributes:
         token_id: the token sampled in this step; None where there is none (abort, error).
         text: text that became final in this step. Never half a UTF-8 character, and held back
             while it may be the start of a stop string; the last piece carries what was held.
-        finish_reason: None until the last piece.
-        prompt_tokens, completion_tokens: counts so far; an end-of-sequence token is counted.
+        finish_reason: None until the last piece of this answer.
+        prompt_tokens, completion_tokens: counts so far, of this answer; an end-of-sequence token
+            is counted.
         error: the reason, where finish_reason is "error".
+        index: which of the request's n answers, from 0. Each of them ends with a finish_reason.
+        logprobs: of the token in `token_id`, where `SamplingParams.logprobs` asked for them.
+        cached_tokens: how many of the prompt's tokens were found in the prefix cache.
     """
 
     request_id: str
@@ -91,6 +80,9 @@ class Output:
     prompt_tokens: int
     completion_tokens: int
     error: str = ""
+    index: int = 0
+    logprobs: TokenLogprobs | None = None
+    cached_tokens: int = 0
 
 
 class Status(enum.Enum):
