@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mini_llm_server import LLM, SamplingParams
 from mini_llm_server.model.attention import Span, TorchPagedAttention
 from mini_llm_server.model.hf_config import config_from_json
+from mini_llm_server.model.hf_tokenizer import folder_tokenizer
+from mini_llm_server.model.hub import FILES
+from mini_llm_server.model.loader import load_model
 from mini_llm_server.model.safetensors_weights import SafetensorsWeights
 from mini_llm_server.model.transformer import Llama
 from torch import Tensor
 
 CPU = torch.device("cpu")
+PACKAGE = Path(__file__).parents[1]
+TEXTS = [
+    "Hello world", " two  spaces and\nlines\t", "grüße 🙂 \u0300", "", "12 345",
+    "<think>hm</think>", "it's<|im_end|>\n<|im_start|>user",
+]  # fmt: skip
 SMALL: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
     "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256,
@@ -116,3 +126,210 @@ def test_each_feature_changes_the_logits(tmp_path: Path, name: str, off: dict[st
     ids = torch.randint(0, 300, (150,), generator=torch.Generator().manual_seed(1))
     right, wrong = logits(model, ids, [150]), logits(without, ids, [150])
     assert (wrong - right).norm() / right.norm() > 1e-2
+
+
+TEMPLATE = """{{ bos_token }}{% for message in messages -%}
+    {% if loop.index > 9 %}{% break %}{% endif -%}
+    <|im_start|>{{ message.role }}
+{{ message['content'] | trim }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+TALK = [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "Grüße 🙂"}]
+
+
+def byte_level() -> Any:
+    """Trained as Llama 3's and Qwen's are: bytes, merges, a BOS in front of plain text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from tokenizers.decoders import ByteLevel
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    special = ["<|bos|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.train_from_iterator(
+        [(PACKAGE / "LICENSE").read_text()],
+        trainers.BpeTrainer(
+            vocab_size=295,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.add_tokens(["<think>", "</think>"])  # text, and one token each
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", 0)]
+    )
+    return tokenizer
+
+
+def sentencepiece() -> Any:
+    """Spelled as Llama 2's: U+2581 for a space, <0x0A> for bytes without a token."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    tokens = ["<unk>", "<|bos|>", "<|im_end|>", *(f"<0x{i:02X}>" for i in range(256))]
+    tokens += [*"\u2581helowrdinas", "he", "ll", "\u2581w"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    merges = [("h", "e"), ("l", "l"), ("\u2581", "w")]
+    model = models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    replace_space = decoders.Replace("\u2581", " ")
+    tokenizer.decoder = decoders.Sequence([replace_space, decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(["<|bos|>", "<|im_end|>"])
+    return tokenizer
+
+
+def save_tokenizer(folder: Path, tokenizer: Any) -> Any:
+    """Let transformers write the tokenizer's files; return its own reading of them."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|bos|>",
+        eos_token="<|im_end|>",
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+    whole.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+def test_a_tokenizer_reads_and_writes_as_transformers_does(tmp_path: Path, make: Any) -> None:
+    theirs = save_tokenizer(tmp_path, make())
+    ours = folder_tokenizer(tmp_path)
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text), text
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
+    chat = ours.apply_chat_template(TALK)
+    assert chat == theirs.apply_chat_template(TALK, add_generation_prompt=True, return_dict=False)
+    (end,) = ours.eos_token_ids
+    assert (end, ours.token_bytes(end)) == (theirs.eos_token_id, b"")
+    assert ours.token_text(end) == "<|im_end|>"
+    assert ours.token_bytes(10**9) == b""  # an embedding row that the tokenizer does not use
+
+
+def test_bytes_of_a_character_that_is_spread_over_tokens(tmp_path: Path) -> None:
+    for make in (byte_level, sentencepiece):
+        folder = tmp_path / make.__name__
+        save_tokenizer(folder, make())
+        tokenizer = folder_tokenizer(folder)
+        pieces = [tokenizer.token_bytes(i) for i in tokenizer.encode("🙂")]
+        assert b"".join(pieces) == "🙂".encode()
+        assert len([piece for piece in pieces if piece]) > 1
+
+
+def test_a_folder_is_served_under_its_name_and_generates_what_transformers_does(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "Tiny-Qwen3"
+    theirs = save(folder, "qwen3", {"head_dim": 16, "eos_token_id": 299})
+    tokenizer = save_tokenizer(folder, byte_level())
+    theirs.generation_config.eos_token_id = None  # goes on, as ours does with ignore_eos
+    llm = LLM(str(folder), num_blocks=64)
+    assert llm.engine.loaded.name == "Tiny-Qwen3"
+    prompts = ["Licensed under the", "work", "To the extent that"]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    for prompt, answer in zip(prompts, llm.generate(prompts, params), strict=True):
+        ids = torch.tensor([tokenizer.encode(prompt)])
+        expected = theirs.generate(ids, do_sample=False, max_new_tokens=12)
+        assert list(answer.token_ids) == expected[0, ids.shape[1] :].tolist()
+
+
+def test_shards_are_read_from_their_index(tmp_path: Path) -> None:
+    theirs = save(tmp_path, "llama", {}, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    ids = torch.arange(20)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            logits(read(tmp_path), ids, [20]), theirs(ids[None]).logits[0], rtol=1e-4, atol=1e-5
+        )
+    next(tmp_path.glob("*.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match="a part of its weights"):
+        read(tmp_path)
+
+
+def test_a_model_without_a_chat_template_says_so(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, byte_level())
+    (tmp_path / "chat_template.jinja").unlink()
+    tokenizer = folder_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="no chat template: use /v1/completions"):
+        tokenizer.apply_chat_template(TALK)
+
+
+def test_a_model_of_the_hub_that_was_fetched_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own cache is laid out by hand, and nothing is fetched."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    repository = tmp_path / "models--some--tiny-llama"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    save(snapshot, "llama", {})
+    save_tokenizer(snapshot, byte_level())
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    fetch = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **options: fetch(name, cache_dir=tmp_path, local_files_only=True, **options),
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_model("some/tiny-llama", device="cpu").name == "some/tiny-llama"
+    with pytest.raises(FileNotFoundError, match=r"some/other .*Hugging Face hub"):
+        load_model("some/other")
+    assert not any(name.endswith((".bin", ".py", ".pt")) for name in FILES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba': read are llama, qwen2, qwen3"),
+        ({"model_type": None}, "no model_type"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0]}}, "long_factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0.0}}, "factor is 0.0"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "no factor"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta is -1.0"),
+        ({"rope_parameters": 5}, "have to be an object"),
+        ({"hidden_size": None}, "no hidden_size"),
+        ({"hidden_size": "48"}, "hidden_size is '48', and it has to be int"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"num_attention_heads": 0}, "num_heads is 0"),
+        ({"num_attention_heads": 5}, "num_kv_heads"),
+        ({"num_hidden_layers": -3}, "num_layers is -3"),
+        ({"head_dim": 7}, "head_dim is 7"),
+        ({"max_position_embeddings": 10**12}, "max_position is 1000000000000"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ],
+)
+def test_what_a_config_asks_for_in_vain_is_named(changes: dict[str, Any], message: str) -> None:
+    values = {"model_type": "llama", "hidden_act": "silu", **SMALL, **changes}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config_from_json(values, "config.json")
+
+
+def test_older_spellings_of_the_rope_settings() -> None:
+    old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}}
+    new = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}
+    base = {"model_type": "llama", **SMALL}
+    assert config_from_json({**base, **old}, "a") == config_from_json({**base, **new}, "b")
+
+
+def test_pickles_are_named_and_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model.bin is a pickle"):
+        SafetensorsWeights(tmp_path)
+    with pytest.raises(ValueError, match=r"neither a folder nor a \.gguf file"):
+        load_model(str(tmp_path / "pytorch_model.bin"))

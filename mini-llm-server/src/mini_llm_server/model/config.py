@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mini_llm_server.model.rope import RopeScaling
+
+MOST_POSITIONS = 2**22  # the table of angles has a row for each
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,14 @@ class ModelConfig:
                 f"num_heads is {self.num_heads} and num_kv_heads {self.num_kv_heads}: "
                 "each KV head must serve the same number of query heads"
             )
+        if self.max_position > MOST_POSITIONS:
+            raise ValueError(
+                f"max_position is {self.max_position}: at most {MOST_POSITIONS} are supported"
+            )
+        for name in ("rope_theta", "rms_norm_eps"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} is {value}: it must be finite and above 0")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}: rotary positions need it even")
 
