@@ -36,8 +36,8 @@ try:
     import mini_llm_server
     import torch
     from benchmark_client import Answer, BenchmarkError, Load, play, server
-    from mini_llm_server.model.bpe_tokenizer import BPETokenizer
     from mini_llm_server.model.gguf import GGUFFile
+    from mini_llm_server.model.gguf_tokenizer import gguf_tokenizer
     from mini_llm_server.model.loader import find_smollm2
     from mini_llm_server.model.tokenizer import ByteTokenizer, Tokenizer
 except ModuleNotFoundError as error:
@@ -182,7 +182,7 @@ def main() -> int:
     try:
         tokenizer: Tokenizer = ByteTokenizer()
         if arguments.model == "smollm2":
-            tokenizer = BPETokenizer(GGUFFile(find_smollm2()).metadata)
+            tokenizer = gguf_tokenizer(GGUFFile(find_smollm2()).metadata)
         with ExitStack() as stack:
             print(f"starting two servers with {arguments.model} on {device}", flush=True)
             urls = {
