@@ -9,9 +9,13 @@ import enum
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mini_llm_server.engine.sampling_params import ParameterError, SamplingParams, Structure
+from mini_llm_server.engine.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from mini_llm_server.engine.structure import Matcher
 
 __all__ = [
     "EngineDead",
@@ -86,7 +90,7 @@ class Output:
 
 
 class Status(enum.Enum):
-    """Where a request is: in the queue, in the batch, or done."""
+    """Where a sequence is: in the queue, in the batch, or done."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -95,27 +99,54 @@ class Status(enum.Enum):
 
 @dataclass(eq=False)
 class Request:
-    """The engine's state of one request.
+    """The engine's state of one sequence: a request, or one of its n answers.
+
+    A request of n answers starts as one sequence. When its prompt is computed it forks: n - 1
+    more go on from there, each with its own tokens and random numbers.
 
     `token_ids` is prompt and output in one list, so that prefill, decode and the recomputation
     after a preemption are one thing: compute the tokens from `num_computed_tokens` on.
 
     Attributes:
+        seed: what its random numbers come from.
+        index: which of the request's answers.
+        num_forks: answers that are still to be forked off.
+        rank: its place among all sequences; set by the scheduler, the smallest goes first.
         block_table: KV blocks in the order of the sequence; block i holds tokens
             [i * block_size, (i + 1) * block_size).
+        block_keys: names of its first full blocks, as far as they were needed.
         num_computed_tokens: tokens whose keys and values are in the cache.
+        num_cached_tokens: tokens that the prefix cache had when it was first admitted.
         rng: draws one number for each sampled token, and for nothing else.
+        text: what of its answer is final text.
+        token_counts: token -> how often the answer holds it, 0 for those of the prompt; kept only
+            for a request with penalties.
+        matcher: where in its structure the answer is; None without one.
     """
 
     request_id: str
     token_ids: list[int]
     params: SamplingParams
     num_prompt_tokens: int
-    rng: random.Random
+    seed: int
+    matcher: Matcher | None = None
+    index: int = 0
+    num_forks: int = 0
+    rank: tuple[int, int, int] = (0, 0, 0)
     status: Status = Status.WAITING
     block_table: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_cached_tokens: int | None = None
     num_preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        # The first answer's numbers are those of a request for one answer.
+        self.rng = random.Random(f"answer {self.index} of {self.seed}" if self.index else self.seed)
+        self.text = TextStream(self.params.stop)
+        self.token_counts: dict[int, int] | None = None
+        if self.params.has_penalties:
+            self.token_counts = dict.fromkeys(self.token_ids, 0)
 
     @classmethod
     def create(
@@ -124,11 +155,36 @@ class Request:
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         fallback_seed: int = 0,
+        matcher: Matcher | None = None,
     ) -> Request:
         """Return a waiting request; `fallback_seed` seeds it if the parameters hold no seed."""
         seed = fallback_seed if params.seed is None else params.seed
         prompt = list(prompt_token_ids)
-        return cls(request_id, prompt, params, len(prompt), random.Random(seed))
+        return cls(request_id, prompt, params, len(prompt), seed, matcher, num_forks=params.n - 1)
+
+    def fork(self, index: int) -> Request:
+        """Return an answer to the same prompt; `Scheduler.fork` gives it blocks and a seat."""
+        return Request(
+            self.request_id,
+            list(self.token_ids),
+            self.params,
+            self.num_prompt_tokens,
+            self.seed,
+            self.matcher and self.matcher.copy(),
+            index=index,
+            num_cached_tokens=self.num_cached_tokens,
+        )
+
+    def append(self, token: int) -> None:
+        """Add a sampled token."""
+        self.token_ids.append(token)
+        if self.token_counts is not None:
+            self.token_counts[token] = self.token_counts.get(token, 0) + 1
+
+    @property
+    def seats(self) -> int:
+        """Places in the batch that it takes, those of its future forks included."""
+        return 1 + self.num_forks
 
     @property
     def num_tokens(self) -> int:

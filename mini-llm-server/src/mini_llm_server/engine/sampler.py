@@ -1,4 +1,4 @@
-"""The sampler: one token for each row of logits.
+"""The sampler: one token for each row of logits, once `logits.adjust` has changed them.
 
 Each request draws one uniform number from its own generator for each token and looks it up in
 the cumulative distribution of its row. So its draws depend on its seed and on how many tokens it
@@ -51,10 +51,15 @@ def _weights(logits: Tensor, maximum: Tensor, requests: Sequence[Request]) -> Te
     """Return exp((logit - max) / temperature) in float64; the largest of a row is exactly 1.
 
     The maximum goes first, so that a tiny temperature gives zeros instead of inf - inf. Float64
-    keeps a cumulative sum over 10^5 tokens from losing the unlikely ones.
+    keeps a cumulative sum over 10^5 tokens from losing the unlikely ones. A weight is the share
+    of the likeliest token's probability that min_p (Nguyen et al. 2024) speaks of.
     """
     temperature = _column([r.params.temperature for r in requests], logits)
-    return ((logits.double() - maximum.double()[:, None]) / temperature).exp()
+    weights = ((logits.double() - maximum.double()[:, None]) / temperature).exp()
+    if any(r.params.min_p for r in requests):
+        min_p = _column([r.params.min_p for r in requests], logits)
+        weights = weights.masked_fill(weights < min_p, 0.0)
+    return weights
 
 
 def _draw_wide(logits: Tensor, maximum: Tensor, requests: Sequence[Request]) -> list[int]:

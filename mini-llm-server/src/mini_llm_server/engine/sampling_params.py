@@ -85,7 +85,7 @@ class SamplingParams:
         stop_token_ids: tokens that end it, like an end-of-sequence token, also with ignore_eos.
         ignore_eos: keep on generating after an end-of-sequence token (for benchmarks).
         min_tokens: no end-of-sequence or stop token is sampled before this many.
-        structure: the form that the answer is held to.
+        structure: the form that the answer is held to; it ends when the form is complete.
         priority: a lower one is served sooner, as if it had arrived earlier; so it is overtaken
             only for so long and nothing starves.
 
@@ -151,11 +151,22 @@ class SamplingParams:
             0 <= self.min_tokens <= self.max_tokens,
             f"it must be from 0 to max_tokens ({self.max_tokens})",
         )
+        if self.structure is not None and self.min_tokens:
+            raise ParameterError(
+                "min_tokens",
+                f"min_tokens is {self.min_tokens}: a structure says itself when it is complete, "
+                "so leave one of the two out",
+            )
         self._check(
             "priority",
             -MAX_PRIORITY <= self.priority <= MAX_PRIORITY,
             f"it must be from {-MAX_PRIORITY} to {MAX_PRIORITY}",
         )
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the tokens so far change the next one's logits."""
+        return (self.frequency_penalty, self.presence_penalty, self.repetition_penalty) != (0, 0, 1)
 
     def _check(self, name: str, ok: bool, rule: str) -> None:
         if not ok:

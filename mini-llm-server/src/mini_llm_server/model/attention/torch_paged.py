@@ -79,6 +79,12 @@ class TorchPagedAttention:
 
         return attend
 
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, (from, to) each, in all layers; reads come before writes."""
+        source, target = torch.tensor(copies, device=self.device).unbind(1)
+        blocks = self.kv.view(*self.kv.shape[:2], -1, self.block_size, *self.kv.shape[3:])
+        blocks[:, :, target] = blocks[:, :, source]
+
     def _group(self, first: int, spans: Sequence[Span]) -> _Group:
         B, T = len(spans), spans[0].num_tokens
         lengths = [span.context_len for span in spans]
