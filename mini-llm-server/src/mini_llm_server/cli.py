@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
@@ -85,8 +86,11 @@ def serve(
     from mini_llm_server.api.server import open_socket
 
     begin = time.perf_counter()
-    if api_key is not None and not api_key.strip():
-        fail("the API key is empty: give one, or unset MINI_LLM_API_KEY to serve without")
+    if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):  # what a header can carry
+        fail(
+            "the API key is empty or holds blanks or other characters than ASCII's: choose another, "
+            "or unset MINI_LLM_API_KEY to serve without"
+        )
     try:
         listening = open_socket(host, port)
     except OSError as error:
