@@ -88,9 +88,11 @@ class Live:
 
 
 @contextmanager
-def running(loaded: LoadedModel, drain_s: float = 5.0, **config: Any) -> Iterator[Live]:
+def running(
+    loaded: LoadedModel, drain_s: float = 5.0, api_key: str | None = None, **config: Any
+) -> Iterator[Live]:
     engine = Engine(loaded, EngineConfig(**config))
-    app = create_app(engine)
+    app = create_app(engine, api_key=api_key)
     socket = open_socket("127.0.0.1", 0)
     url = f"http://127.0.0.1:{socket.getsockname()[1]}"
     ready = threading.Event()
@@ -123,6 +125,7 @@ def live(shared: Live) -> Iterator[Live]:
     yield shared
     stats = shared.wait_until_idle()
     assert stats.blocks_used == 0
+    assert stats.blocks_free + stats.blocks_cached == stats.blocks_total
 
 
 @pytest.fixture

@@ -83,7 +83,11 @@ def test_unsupported_field_of_a_chat(live: Any, field: str, value: Any) -> None:
         ("priority", 101), ("priority", "high"), ("echo", "yes"), ("best_of", "two"),
         ("logit_bias", []), ("logit_bias", {"a": 1}), ("logit_bias", {"-1": 1}),
         ("logit_bias", {"1": 101}), ("logit_bias", {"1": "2"}), ("logit_bias", {"1": True}),
-        ("logit_bias", {str(i): 0 for i in range(1025)}),
+        ("logit_bias", {str(i): 0 for i in range(1025)}), ("logit_bias", {"259": 1}),
+        ("stop_token_ids", [259]), ("stop_token_ids", [-1]),
+        ("response_format", {"type": "regex", "value": "("}),
+        ("response_format", {"type": "json_schema", "json_schema": {
+            "name": "a", "schema": {"type": "nothing"}}}),
         ("response_format", "json"), ("response_format", {"type": "xml"}),
         ("response_format", {"type": "json_object", "x": 1}), ("response_format", {}),
         ("response_format", {"type": "json_schema"}), ("response_format", {"type": "regex"}),
@@ -190,6 +194,28 @@ def test_part_types_are_named(live: Any) -> None:
 def test_body_that_is_no_request(live: Any, content: bytes) -> None:
     headers = {"content-type": "application/json"}
     refusal(httpx.post(live.url + COMPLETIONS, content=content, headers=headers), 400)
+
+
+@pytest.mark.parametrize("depth", [50, 300, 900, 990, 5000])
+def test_values_nested_deeply_anywhere(live: Any, depth: int) -> None:
+    """Whatever part of the way it breaks on, it is the client's error and not the server's."""
+    deep = b"[" * depth + b"]" * depth
+    schema = b'{"a":' * depth + b"{}" + b"}" * depth
+    form = b'{"type": "json_schema", "json_schema": {"name": "a", "schema": %s}}' % schema
+    fields = [
+        b"prompt",
+        b"temperature",
+        b"stop",
+        b"logit_bias",
+        b"stream_options",
+        b"no_such_field",
+    ]
+    for name, value in [*((name, deep) for name in fields), (b"response_format", form)]:
+        content = b'{"model": "dummy", "max_tokens": 2, "prompt": "a", "%s": %s}' % (name, value)
+        headers = {"content-type": "application/json"}
+        response = httpx.post(live.url + COMPLETIONS, content=content, headers=headers)
+        # A schema may hold what it does not know; deep enough, it is refused as well.
+        assert response.status_code in ((200, 400) if name == b"response_format" else (400,))
 
 
 def test_other_content_types_are_refused(live: Any) -> None:

@@ -116,7 +116,11 @@ def _as_structure(value: Any) -> Structure | None:
             if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
                 raise ValueError("json_schema has to be an object with a name and a schema")
             _only(inner, "name", "schema", "strict")  # it is held to the schema either way
-            return Structure("json_schema", _bounded(json.dumps(inner["schema"])))
+            try:
+                schema = json.dumps(inner["schema"])
+            except RecursionError:
+                raise ValueError("the schema is nested too deeply") from None
+            return Structure("json_schema", _bounded(schema))
         case "regex":
             _only(value, "type", "value")
             if not isinstance(value.get("value"), str) or not value["value"]:

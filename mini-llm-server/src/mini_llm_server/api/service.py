@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
-from mini_llm_server.api.errors import APIError
+from mini_llm_server.api.errors import APIError, from_parameter
 from mini_llm_server.api.fields import Prompt
 from mini_llm_server.api.metrics import Metrics
 from mini_llm_server.engine.engine import Engine
 from mini_llm_server.engine.engine_thread import EngineThread
+from mini_llm_server.engine.sampling_params import ParameterError, SamplingParams
 from mini_llm_server.model.tokenizer import Message
 
 
@@ -23,6 +24,7 @@ class Service:
     """
 
     def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self.engine_thread = EngineThread(engine)
         self.metrics = Metrics(self.engine_thread.stats)
         self.model_name = engine.loaded.name
@@ -67,6 +69,19 @@ class Service:
         return await asyncio.to_thread(
             lambda: [encode(each) if isinstance(each, str) else each for each in prompts]
         )
+
+    async def prepare(self, params: SamplingParams) -> None:
+        """Compile the structure of an answer, where one is asked for, in a worker thread.
+
+        Raises:
+            APIError: 400 where it cannot be compiled.
+        """
+        if params.structure is None:
+            return
+        try:
+            await asyncio.to_thread(self._engine.prepare, params)
+        except ParameterError as error:
+            raise from_parameter(error) from error
 
     async def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of a conversation up to where the answer starts.

@@ -69,6 +69,7 @@ async def _submit(
         params: SamplingParams = body.sampling(max_tokens)
     except ParameterError as error:
         raise from_parameter(error) from error
+    await service.prepare(params)
     return await Answers.submit(
         service.engine_thread,
         form.id,
