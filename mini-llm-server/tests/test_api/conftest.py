@@ -121,9 +121,10 @@ def shared(dummy: LoadedModel) -> Iterator[Live]:
 
 @pytest.fixture
 def live(shared: Live) -> Iterator[Live]:
-    """The server of all tests; each leaves it idle, with every block free."""
+    """The server of all tests; each leaves it idle, with no block held."""
     yield shared
     stats = shared.wait_until_idle()
+    assert stats.blocks_used == 0
     assert stats.blocks_free + stats.blocks_cached == stats.blocks_total
 
 
