@@ -233,7 +233,7 @@ def test_whatever_clients_do_it_is_idle_afterwards(tmp_path: Path, count: int) -
         assert engine["preemptions"] > 0
         metrics = httpx.get(f"http://{address}/metrics").text
         assert 'status="5' not in metrics
-        # The first rounds fill caches and the allocator's arenas; then it is flat.
         print(f"after: {resident_mib(pid):.0f} MiB")
-        assert memory[4] - memory[1] < 24, memory
         assert files[4] <= files[0] + 5, files
+        if count >= 1000:  # the first rounds fill caches and arenas; from then on it is flat
+            assert memory[4] - memory[2] < 16, memory
