@@ -88,7 +88,7 @@ def serve(
     begin = time.perf_counter()
     if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):  # what a header can carry
         fail(
-            "the API key is empty or holds blanks or other characters than ASCII's: choose another, "
+            "the API key is empty, or holds blanks or characters beyond ASCII: choose another, "
             "or unset MINI_LLM_API_KEY to serve without"
         )
     try:

@@ -77,7 +77,7 @@ def test_unsupported_field_of_a_chat(live: Any, field: str, value: Any) -> None:
         ("ignore_eos", 1), ("stream_options", 5), ("stop", "x" * 257), ("n", 0), ("n", 33),
         ("n", True), ("n", 1.5), ("logprobs", -1), ("logprobs", 21), ("logprobs", True),
         ("frequency_penalty", 2.1), ("presence_penalty", -2.1), ("presence_penalty", "x"),
-        ("repetition_penalty", 0), ("repetition_penalty", -1), ("min_p", 1.1), ("min_p", -0.1),
+        ("repetition_penalty", 0), ("repetition_penalty", 1e-9), ("min_p", 1.1), ("min_p", -0.1),
         ("top_k", 1.5), ("top_k", 2**40), ("min_tokens", -1), ("min_tokens", 3),
         ("stop_token_ids", [1.5]), ("stop_token_ids", 5), ("stop_token_ids", [1] * 65),
         ("priority", 101), ("priority", "high"), ("echo", "yes"), ("best_of", "two"),
@@ -92,6 +92,9 @@ def test_unsupported_field_of_a_chat(live: Any, field: str, value: Any) -> None:
         ("response_format", {"type": "json_object", "x": 1}), ("response_format", {}),
         ("response_format", {"type": "json_schema"}), ("response_format", {"type": "regex"}),
         ("response_format", {"type": "json_schema", "json_schema": {"name": "a"}}),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": {}}}),
+        ("response_format", {"type": "json_schema", "json_schema": {
+            "name": "a", "schema": {}, "strict": 1}}),
         ("response_format", {"type": "json_schema", "json_schema": {
             "name": "a", "schema": {}, "description": "b"}}),
         ("response_format", {"type": "regex", "value": "a" * 70_000}),

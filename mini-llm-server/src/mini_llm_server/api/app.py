@@ -14,6 +14,7 @@ from mini_llm_server.api.auth import Auth
 from mini_llm_server.api.body_limit import BodyLimit
 from mini_llm_server.api.logs import RequestLog
 from mini_llm_server.api.routes import generate, info
+from mini_llm_server.api.routes.documented import describe
 from mini_llm_server.api.service import Service
 from mini_llm_server.engine.engine import Engine
 
@@ -44,6 +45,7 @@ def create_app(engine: Engine, *, api_key: str | None = None) -> FastAPI:
     app.state.service = service
     app.include_router(generate.router)
     app.include_router(info.router)
+    describe(app, service.model_name)
     errors.install(app)
     # The last one added is the outermost: it sees what the others refuse.
     app.add_middleware(BodyLimit)

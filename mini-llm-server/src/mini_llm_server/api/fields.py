@@ -115,7 +115,11 @@ def _as_structure(value: Any) -> Structure | None:
             inner = value.get("json_schema")
             if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
                 raise ValueError("json_schema has to be an object with a name and a schema")
-            _only(inner, "name", "schema", "strict")  # it is held to the schema either way
+            _only(inner, "name", "schema", "strict")
+            if not isinstance(inner.get("name"), str):
+                raise ValueError("json_schema needs a name, which is a text")
+            if not isinstance(inner.get("strict"), bool | None):  # held to the schema either way
+                raise ValueError("json_schema's strict has to be true or false")
             try:
                 schema = json.dumps(inner["schema"])
             except RecursionError:
@@ -190,7 +194,11 @@ def _response_format(kind: str, **properties: Any) -> dict[str, Any]:
 
 _NAMED_SCHEMA = {
     "type": "object",
-    "properties": {"name": _TEXT, "schema": {"type": "object"}, "strict": {"type": "boolean"}},
+    "properties": {
+        "name": _TEXT,
+        "schema": {"type": "object"},
+        "strict": {"type": ["boolean", "null"]},
+    },
     "required": ["name", "schema"],
     "additionalProperties": False,
 }

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from mini_llm_server.api.fields import Biases, Prompts, ResponseFormat, Stops, Text
 from mini_llm_server.api.limits import MOST_ANSWERS, MOST_STOP_TOKENS
@@ -36,6 +37,24 @@ class _Object(BaseModel):
             return value is None or any(_same(value, each) for each in cls.unsupported[name])
 
         return {name: value for name, value in data.items() if not asks_for_nothing(name, value)}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe in the OpenAPI document what is dropped: null, and what asks for nothing."""
+        described = handler(core)
+        schema = handler.resolve_ref_schema(described)
+        properties = schema["properties"]
+        for name in properties.keys() - set(schema.get("required", ())):
+            if {"type": "null"} not in properties[name].get("anyOf", ()):
+                about = properties[name]
+                properties[name] = {"anyOf": [about, {"type": "null"}]}
+                for key in about.keys() & {"title", "description", "default"}:
+                    properties[name][key] = about.pop(key)
+        for name, harmless in cls.unsupported.items():
+            properties[name] = {"enum": [None, *harmless], "description": "not supported"}
+        return described
 
 
 def _same(value: Any, other: Any) -> bool:
@@ -83,7 +102,7 @@ class GenerationRequest(_Object):
     user: str | None = Field(None, description="written to the request's line in the log")
     top_k: int = Field(0, ge=0, lt=2**31, description="keep so many likely tokens; 0 keeps all")
     min_p: float = Field(0.0, ge=0, le=1, description="drop what is less likely than this share")
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)
     min_tokens: int = Field(0, ge=0, description="no end before so many tokens")
     stop_token_ids: list[int] = Field(default_factory=list, max_length=MOST_STOP_TOKENS)
     ignore_eos: bool = Field(False, description="go on after an end-of-sequence token")

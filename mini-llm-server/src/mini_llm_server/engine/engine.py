@@ -136,8 +136,19 @@ class Engine:
         if params.structure is not None:
             self._grammars.compile(params.structure)
 
-    def add(self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+    def add(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        has_place: bool = False,
+    ) -> None:
         """Queue a request.
+
+        Args:
+            has_place: its place in the queue was promised before, so it is not refused now:
+                requests that were preempted meanwhile may have made the queue longer.
 
         Raises:
             RequestTooLarge, ValueError: see `check`; also for an id that is in use.
@@ -146,7 +157,7 @@ class Engine:
         self.check(prompt_token_ids, params)
         if request_id in self._live:
             raise ValueError(f"request id {request_id!r} is in use: choose another")
-        if len(self._scheduler.waiting) >= self.config.max_waiting:
+        if not has_place and len(self._scheduler.waiting) >= self.config.max_waiting:
             raise QueueFull(f"{self.config.max_waiting} requests wait already: try again later")
         seed = self._seeds.getrandbits(64)
         matcher = None if params.structure is None else self._grammars.compile(params.structure)

@@ -219,8 +219,11 @@ class EngineThread:
                 continue
             self._num_taken += 1
             try:
-                self._engine.add(command.request_id, command.prompt_token_ids, command.params)
-            except (ValueError, QueueFull) as error:  # it came to be refused since generate()
+                # generate() has found a place in the queue for it, and told the client so.
+                self._engine.add(
+                    command.request_id, command.prompt_token_ids, command.params, has_place=True
+                )
+            except ValueError as error:  # it came to be refused since generate()
                 mailbox = self._mailboxes.get(command.request_id)
                 if mailbox is not None:
                     self._end(mailbox, "error", str(error))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import FastAPI
+
 _TEXT_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _ERROR = {
     "type": "object",
@@ -29,7 +31,7 @@ def _error(description: str) -> dict[str, Any]:
 
 def _answer(description: str, schema: dict[str, Any], *others: str) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": schema}}
-    content |= {other: {"schema": {"type": "string"}} for other in others}
+    content |= {other: {} for other in others}
     return {"description": description, "content": content}
 
 
@@ -72,3 +74,29 @@ METRICS_RESPONSES: Responses = {
     },
     **UNAUTHORIZED,
 }
+
+
+def describe(app: FastAPI, model_name: str) -> None:
+    """Let /openapi.json name the one model there is, and leave out FastAPI's own 422.
+
+    A wrong body is a 400 here, as it is at OpenAI.
+    """
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            for path in document["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            schemas = document["components"]["schemas"]
+            for name in ("CompletionRequest", "ChatRequest"):
+                schemas[name]["properties"]["model"]["enum"] = [model_name]
+            (parameter,) = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
+            parameter["schema"]["enum"] = [model_name]
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
