@@ -11,12 +11,7 @@ from torch import Tensor
 from mini_llm_server.engine.kv_cache import Copy
 from mini_llm_server.engine.request import Request
 from mini_llm_server.engine.scheduler import Chunk
-from mini_llm_server.model.attention import (
-    AttentionBackend,
-    LayerAttention,
-    Span,
-    TorchPagedAttention,
-)
+from mini_llm_server.model.attention import LayerAttention, Span, make_attention
 from mini_llm_server.model.transformer import Llama
 
 
@@ -45,7 +40,7 @@ class ModelRunner:
 
     def __init__(self, model: Llama, num_blocks: int, block_size: int) -> None:
         self.model = model
-        self.attention: AttentionBackend = TorchPagedAttention(
+        self.attention = make_attention(
             model.config, num_blocks, block_size, model.dtype, model.device
         )
 
