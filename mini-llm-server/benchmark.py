@@ -22,6 +22,7 @@ import asyncio
 import random
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ try:
     import mini_llm_server
     import torch
     from benchmark_rows import TOLERANCE, ServerClock, rows_of
+    from benchmark_transformers import Generate
     from mini_llm_server.bench.client import BenchmarkError, Job, Target
     from mini_llm_server.bench.load import Result, closed_loop, open_loop
     from mini_llm_server.bench.server_process import server
@@ -160,7 +162,7 @@ class Comparison:
         run: infra_bench.Run,
         targets: dict[str, Target],
         tokenizer: Tokenizer,
-        generate: Any | None,
+        generate: Generate | None,
     ) -> None:
         self._run, self._targets = run, targets
         self._tokenizer, self._generate = tokenizer, generate
@@ -199,6 +201,19 @@ class Comparison:
         if load.transformers and self._generate is not None:
             rows += self._generate(load.jobs(self._tokenizer), load.rounds, reference, tolerance)
         self._run.add(load.name, rows, baseline=BASELINE, params=self._params(load, about))
+
+    def add_start(self, command: Sequence[str], rounds: int) -> None:
+        """Measure from starting a server's process to the first token that its client gets."""
+        job = Job("The capital of France is", 1)
+        samples = []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            with server(*command) as url:
+                target = Target(url, self._targets[CONTINUOUS].model)
+                asyncio.run(closed_loop(target, [job], 1))
+                samples.append(time.perf_counter() - begin)
+        row = infra_bench.Row(CONTINUOUS, "start to first token", "s", samples, better="lower")
+        self._run.add("start", [row], baseline=CONTINUOUS)
 
     def _jobs(self, load: Load, name: str) -> list[Job]:
         """Return a load's requests: as token ids for our servers, as text for a peer's."""
@@ -243,8 +258,6 @@ def main() -> int:
         if arguments.model == "smollm2":
             tokenizer = gguf_tokenizer(GGUFFile(find_smollm2()).metadata)
             if any(load.transformers for load in loads):
-                from benchmark_transformers import Generate
-
                 generate = Generate(device, tokenizer)
         with ExitStack() as stack:
             print(f"starting {len(SCHEDULERS)} servers: {arguments.model} on {device}", flush=True)
@@ -256,6 +269,7 @@ def main() -> int:
                 peer = Target.find(arguments.peer_url, arguments.peer_model)
                 targets[arguments.peer_name] = peer
             comparison = Comparison(run, targets, tokenizer, generate)
+            comparison.add_start(["--model", arguments.model], 1 if arguments.quick else 3)
             comparison.warm_up(loads)
             for load in loads:
                 comparison.add(load)

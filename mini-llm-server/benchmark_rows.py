@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
-import infra_bench
 from mini_llm_server.bench.load import Result
 from mini_llm_server.bench.summary import percentiles
+
+import infra_bench
 
 # Largest error of the answers: 1 - the mean share of an answer's text that is the same as FIFO's
 # from its start on. A batch multiplies in another order than one request alone, so two tokens that

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 
-import infra_bench
 import torch
 from benchmark_rows import error_of
 from mini_llm_server.bench.client import BenchmarkError, Job
@@ -11,6 +10,8 @@ from mini_llm_server.model.gguf import GGUFFile
 from mini_llm_server.model.loader import default_dtype, find_smollm2
 from mini_llm_server.model.tokenizer import Tokenizer
 from mini_llm_server.model.weights import GGUFWeights, read_config
+
+import infra_bench
 
 
 class Generate:

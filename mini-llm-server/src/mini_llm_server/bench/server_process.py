@@ -64,5 +64,5 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
         if process.poll() is not None:
             last = (text.strip().splitlines() or ["it said nothing"])[-1]
             raise BenchmarkError(f"the server ended with status {process.returncode}: {last}")
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise BenchmarkError(f"the server was not ready within {START_LIMIT_S} s")
