@@ -209,7 +209,7 @@ at::Tensor paged_decode(const at::Tensor& q, const at::Tensor& k, const at::Tens
 
 }  // namespace
 
-TORCH_LIBRARY(mini_llm_server, m) {
+TORCH_LIBRARY_FRAGMENT(mini_llm_server, m) {
   m.def(
       "paged_decode(Tensor q, Tensor k, Tensor v, Tensor table, Tensor length, int block_size, "
       "float scale) -> Tensor");
@@ -222,5 +222,5 @@ TORCH_LIBRARY_IMPL(mini_llm_server, CPU, m) {
 }  // namespace mini_llm_server
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "Registers torch.ops.mini_llm_server.paged_decode; has no functions itself.";
+  m.doc() = "Registers the operators of torch.ops.mini_llm_server; has no functions itself.";
 }
