@@ -62,6 +62,24 @@ class Target:
     api_key: str | None = None
     extra: tuple[tuple[str, object], ...] = (("ignore_eos", True),)
 
+    @classmethod
+    def find(cls, url: str, model: str | None, api_key: str | None = None) -> Target:
+        """Return the server at `url`, with its first model where none is named.
+
+        Raises:
+            BenchmarkError: it does not say which models it has.
+        """
+        if model is None:
+            headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+            base = url.rstrip("/").removesuffix("/v1")
+            try:
+                response = httpx.get(f"{base}/v1/models", headers=headers, trust_env=False)
+                response.raise_for_status()
+                model = str(response.json()["data"][0]["id"])
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
+                raise BenchmarkError(f"{url} does not say which models it has: {error}") from error
+        return cls(url, model, api_key)
+
     def client(self, connections: int | None) -> httpx.AsyncClient:
         """Return a client with as many connections as are wanted; None is no limit."""
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import httpx
-
 from mini_llm_server.bench.client import BenchmarkError, Job, Target
 from mini_llm_server.bench.load import Result, closed_loop, open_loop
 from mini_llm_server.bench.server_process import server
@@ -37,23 +35,9 @@ def target(url: str | None, model: str | None, api_key: str | None) -> Iterator[
     """
     if url is None:
         with server("--model", model or "smollm2") as started:
-            yield _target(started, None, None)
+            yield Target.find(started, None)
     else:
-        yield _target(url, model, api_key)
-
-
-def _target(url: str, model: str | None, api_key: str | None) -> Target:
-    found = Target(url, model or "", api_key)
-    if model is None:
-        try:
-            headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-            base = url.rstrip("/").removesuffix("/v1")
-            response = httpx.get(f"{base}/v1/models", headers=headers, trust_env=False)
-            response.raise_for_status()
-            found = Target(url, str(response.json()["data"][0]["id"]), api_key)
-        except (httpx.HTTPError, ValueError, LookupError) as error:
-            raise BenchmarkError(f"{url} does not say which models it has: {error}") from error
-    return found
+        yield Target.find(url, model, api_key)
 
 
 def measure(found: Target, options: Options) -> Result:
