@@ -19,7 +19,7 @@ namespace {
 template <typename T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-constexpr int64_t kGrain = 16384;  // numbers that are worth a thread
+constexpr int64_t kGrain = 32768;  // numbers that are worth waking a thread for
 
 template <typename F>
 void for_rows(int64_t rows, int64_t width, F work) {

@@ -17,10 +17,10 @@
 namespace mini_llm_server {
 namespace {
 
-constexpr int64_t kRows = 6;      // of x in a tile
-constexpr int64_t kOutputs = 4;   // rows of w in a tile
-constexpr int64_t kBlock = 4096;  // numbers in each of four rows of w that stay in the L2 cache
-constexpr int64_t kGrain = 16384;
+constexpr int64_t kRows = 6;       // of x in a tile
+constexpr int64_t kOutputs = 4;    // rows of w in a tile
+constexpr int64_t kBlock = 4096;   // numbers in each of four rows of w that stay in the L2 cache
+constexpr int64_t kGrain = 16384;  // columns of four rows of w that are worth waking a thread for
 
 // M rows of x with four rows of w. Meanwhile `ahead` rows of w from `next` on are fetched.
 template <int M>
