@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -76,6 +78,8 @@ class Simulation:
             for position in range(end):
                 slot = pool.slot(chunk.request.block_table, position)
                 assert self.cache[slot] == tuple(chunk.request.token_ids[: position + 1])
+        computed = {id(chunk.request) for chunk in batch.chunks}
+        assert not computed & {id(each) for each in batch.preempted}, "out and in again in one step"
         for preempted in batch.preempted:
             assert preempted.status is Status.WAITING
             assert (preempted.block_table, preempted.num_computed_tokens) == ([], 0)
@@ -256,6 +260,19 @@ def test_memory_shortage_preempts_the_youngest_and_the_oldest_goes_on() -> None:
     sampled_before = list(young.token_ids)
     simulation.run(max_steps=30)
     assert young.token_ids[: len(sampled_before)] == sampled_before  # it lost no sampled token
+
+
+def test_nobody_is_admitted_into_the_last_block_that_a_running_one_needs() -> None:
+    simulation = continuous(4, 2, seqs=4, tokens=16)
+    simulation.add(request("first", 3, 3), request("second", 3, 3))
+    assert [c.request.request_id for c in simulation.step().chunks] == ["first"]
+    simulation.run(max_steps=20)
+    assert simulation.scheduler.num_preemptions == 0
+
+
+def test_the_scheduler_needs_no_torch() -> None:
+    code = "import sys, mini_llm_server.engine.scheduler; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_queue_keeps_the_order_of_arrival_through_preemption() -> None:

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -25,7 +26,8 @@
 namespace mini_llm_server {
 namespace {
 
-constexpr int64_t kRun = kLanes;  // keys between two rescalings
+constexpr int64_t kGrain = 32768;  // numbers of keys that are worth a thread
+constexpr int64_t kRun = kLanes;   // keys between two rescalings
 
 // Storage T, arithmetic A. kParts is how many times 16 numbers a head has, where that is fixed
 // (then a query and its output stay in registers); 0 is any head size.
@@ -158,7 +160,11 @@ void attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const
                                       K,
                                       q.size(2),
                                       static_cast<A>(scale)};
-  at::parallel_for(0, q.size(0) * K, 1, [&](int64_t begin, int64_t end) {
+  // Items of a mean length: enough of them that a thread is worth waking.
+  const int64_t B = q.size(0);
+  const int64_t tokens = std::accumulate(problem.length, problem.length + B, int64_t{0});
+  const int64_t grain = std::max<int64_t>(1, kGrain * B / std::max<int64_t>(1, tokens * problem.D));
+  at::parallel_for(0, B * K, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) problem.run(i / K, i % K);
   });
 }
@@ -209,7 +215,7 @@ at::Tensor paged_decode(const at::Tensor& q, const at::Tensor& k, const at::Tens
 
 }  // namespace
 
-TORCH_LIBRARY(mini_llm_server, m) {
+TORCH_LIBRARY_FRAGMENT(mini_llm_server, m) {
   m.def(
       "paged_decode(Tensor q, Tensor k, Tensor v, Tensor table, Tensor length, int block_size, "
       "float scale) -> Tensor");
@@ -222,5 +228,5 @@ TORCH_LIBRARY_IMPL(mini_llm_server, CPU, m) {
 }  // namespace mini_llm_server
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "Registers torch.ops.mini_llm_server.paged_decode; has no functions itself.";
+  m.doc() = "Registers the operators of torch.ops.mini_llm_server; has no functions itself.";
 }

@@ -97,12 +97,12 @@ def log_probabilities(
     if not rows:
         return found
     log_p = logits_SV[rows].double().log_softmax(dim=-1)
-    sampled = torch.tensor([tokens[i] for i in rows], device=log_p.device)
-    own = log_p.gather(1, sampled[:, None])[:, 0].tolist()
+    sampled = [token for token in (tokens[i] for i in rows) if token is not None]
+    own = log_p.gather(1, torch.tensor(sampled, device=log_p.device)[:, None])[:, 0].tolist()
     counts = [requests[i].params.logprobs or 0 for i in rows]
     best = log_p.topk(min(max(counts), log_p.shape[1]), dim=-1)
     values, ids = best.values.tolist(), best.indices.tolist()
     for k, (i, count) in enumerate(zip(rows, counts, strict=True)):
         top = tuple(zip(ids[k][:count], values[k][:count], strict=True))
-        found[i] = TokenLogprobs(int(sampled[k]), own[k], top)
+        found[i] = TokenLogprobs(sampled[k], own[k], top)
     return found

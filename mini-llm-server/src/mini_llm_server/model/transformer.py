@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mini_llm_server.model.attention.base import LayerAttention
 from mini_llm_server.model.config import ModelConfig
+from mini_llm_server.model.elementwise import make_elementwise, rms_norm
 from mini_llm_server.model.linear import Linear
 from mini_llm_server.model.rope import rotary_table
 
@@ -106,6 +106,7 @@ class Llama:
         if not config.tie_word_embeddings:
             head = take("lm_head.weight", config.vocab_size, E)
         self.head = Linear(head)
+        self._elementwise = make_elementwise(dtype, device)
         self._cos_PD, self._sin_PD = (
             table.to(device, dtype)
             for table in rotary_table(
@@ -129,33 +130,18 @@ class Llama:
         H, K, D = config.num_heads, config.num_kv_heads, config.head_dim
         cos_N1D = self._cos_PD[positions_N][:, None]
         sin_N1D = self._sin_PD[positions_N][:, None]
+        eps, ops = config.rms_norm_eps, self._elementwise
         x = self.embedding[token_ids_N]
+        delta: Tensor | None = None
         for i, layer in enumerate(self.layers):
-            qkv = layer.qkv(_rms_norm(x, layer.attention_norm, config.rms_norm_eps))
-            qkv = qkv.view(-1, H + 2 * K, D)
+            x, normed = ops.add_norm(x, delta, layer.attention_norm, eps)
+            qkv = layer.qkv(normed).view(-1, H + 2 * K, D)
             qk = qkv[:, : H + K]
             if layer.qk_norm is not None:
-                qk = _rms_norm(qk, layer.qk_norm, config.rms_norm_eps)
-            qk = _rotate(qk, cos_N1D, sin_N1D)
+                qk = rms_norm(qk, layer.qk_norm, eps)
+            qk = ops.rotate(qk, cos_N1D, sin_N1D)
             mixed = attend(i, qk[:, :H], qk[:, H:], qkv[:, H + K :])
-            x = x + layer.output(mixed)
-            gate_up = layer.gate_up(_rms_norm(x, layer.mlp_norm, config.rms_norm_eps))
-            gate, up = gate_up.chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
-        return self.head(_rms_norm(x[rows_S], self.norm_E, config.rms_norm_eps))
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm; in at least float32, where the mean of squares has to be exact."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return (wide * scale).to(x.dtype) * weight
-
-
-def _rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-    """Turn the pairs (d, d + D / 2), as Llama's files have them, by each position's angles.
-
-    `sin` carries the sign: its first half is negative.
-    """
-    swapped = x_NHD.roll(x_NHD.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x_NHD * cos_N1D, swapped, sin_N1D)
+            x, normed = ops.add_norm(x, layer.output(mixed), layer.mlp_norm, eps)
+            delta = layer.down(ops.silu_mul(layer.gate_up(normed)))
+        x = x if delta is None else x + delta
+        return self.head(rms_norm(x[rows_S], self.norm_E, eps))
