@@ -84,16 +84,21 @@ class Grammars:
         """
         with self._lock:
             parser = self._compiled.pop(structure, None)
-            if parser is None:
-                parser = self._compile(structure)
-                if len(self._compiled) == CACHED_GRAMMARS:
+            if parser is not None:
+                self._compiled[structure] = parser  # now the one used last
+        if parser is None:
+            # Without the lock: a large schema takes long, and the engine's thread asks here too.
+            parser = self._compile(structure)
+            with self._lock:
+                if len(self._compiled) >= CACHED_GRAMMARS:
                     del self._compiled[next(iter(self._compiled))]
-            self._compiled[structure] = parser
-            return Matcher(parser.deep_copy())
+                self._compiled[structure] = parser
+        return Matcher(parser.deep_copy())
 
     def _compile(self, structure: Structure) -> llguidance.LLMatcher:
-        if self._vocabulary is None:
-            self._vocabulary = _vocabulary(self._tokenizer)
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = _vocabulary(self._tokenizer)
         try:
             if structure.kind == "regex":
                 grammar = llguidance.LLMatcher.grammar_from_regex(structure.spec)
