@@ -249,6 +249,19 @@ def test_decodes_go_on_while_a_long_prompt_is_prefilled_in_chunks() -> None:
     assert long.num_output_tokens == 1  # the last chunk's logits gave its first token
 
 
+def test_decodes_go_on_while_a_long_prompt_of_higher_priority_is_prefilled() -> None:
+    simulation = continuous(100, 4, seqs=4, tokens=10)
+    simulation.add(request("a", 3, 20), request("b", 3, 20))
+    simulation.step()
+    simulation.add(request("urgent", 30, 2, priority=-1))
+    for _ in range(3):
+        batch = simulation.step()
+        assert [(c.request.request_id, c.num_tokens) for c in batch.chunks] == [
+            ("urgent", 8), ("a", 1), ("b", 1),
+        ]  # fmt: skip
+    simulation.run(max_steps=30)
+
+
 def test_memory_shortage_preempts_the_youngest_and_the_oldest_goes_on() -> None:
     simulation = continuous(5, 2, seqs=4, tokens=16)
     old, young = request("old", 4, 6), request("young", 3, 6)

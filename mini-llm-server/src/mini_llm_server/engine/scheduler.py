@@ -107,7 +107,7 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch:
         """Choose the next step's chunks and allocate their blocks.
 
-        One walk over running and waiting, first in rank first, until the token budget is used. A
+        One walk over running and waiting, first in rank first, that shares out the token budget. A
         running sequence that finds no block takes those of the last in rank; so does a waiting
         one that finds no place, from those that rank after it.
         """
@@ -119,24 +119,27 @@ class Scheduler:
         # The running list shrinks from its end while we walk it: only sequences not yet in this
         # step are preempted, because the walk goes from the first to the last in rank.
         i = 0
-        while budget > 0:
-            new = self.candidate() if admitting else None
-            if new is not None and (i == len(self.running) or new.rank < self.running[i].rank):
+        while True:
+            # A token is kept for each running sequence behind, so that none of them stalls while
+            # a long prompt before it takes its steps.
+            num_left = len(self.running) - i
+            new = self.candidate() if admitting and budget > num_left else None
+            if new is not None and (not num_left or new.rank < self.running[i].rank):
                 copies = self._admit(new, i, preempted)
                 if copies is None:
                     admitting = False
                     continue
-            elif i < len(self.running):
-                copies = self._grow(i, budget, preempted)
+            elif num_left:
+                copies = self._grow(i, budget - num_left + 1, preempted)
                 if copies is None:
                     break
             else:
                 break
-            # After a preemption memory or seats are short: admitting more would only thrash.
+            # Who was just put out does not come back in the same step.
             admitting = admitting and not preempted
             request = self.running[i]
             start, uncomputed = request.num_computed_tokens, request.num_uncomputed_tokens
-            num_tokens = min(uncomputed, budget)
+            num_tokens = min(uncomputed, budget - (len(self.running) - i - 1))
             chunks.append(
                 Chunk(request, start, num_tokens, num_tokens == uncomputed, tuple(copies))
             )
