@@ -228,6 +228,25 @@ def readme_commands() -> list[str]:
     return [command.strip() for command in commands if command.startswith("curl ")]
 
 
+@pytest.mark.parametrize("model", ["dummy", pytest.param("smollm2", marks=pytest.mark.slow)])
+def test_the_readme_s_python_works(tmp_path: Path, model: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
+    assert len(blocks) >= 2
+    with serving(tmp_path, "--model", model) as (url, _):
+        for block in blocks:
+            code = block.replace("http://127.0.0.1:8000", url).replace('"smollm2"', f'"{model}"')
+            code = code.replace("LLM()", f'LLM("{model}")')
+            done = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, timeout=90
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip()
+            if model == "smollm2" and "capital" in block:
+                assert "Paris" in done.stdout
+            if model == "smollm2" and "json_schema" in block:
+                assert json.loads(done.stdout).keys() == {"city", "country"}
+
+
 @needs_curl
 @pytest.mark.parametrize("model", ["dummy", pytest.param("smollm2", marks=pytest.mark.slow)])
 def test_the_readme_s_curl_lines_work(tmp_path: Path, model: str) -> None:
