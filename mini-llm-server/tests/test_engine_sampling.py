@@ -321,3 +321,20 @@ def test_a_structure_and_min_tokens_exclude_each_other() -> None:
         SamplingParams(9, min_tokens=3, structure=Structure("json_object"))
     with pytest.raises(ParameterError, match="needs a spec"):
         Structure("regex")
+
+
+def test_a_structure_that_breaks_ends_its_request_with_an_error_and_no_other(
+    make_engine: MakeEngine, run_all: RunAll, reference_greedy: Callable[..., list[int]]
+) -> None:
+    engine = make_engine()
+    engine.add("it", PROMPT, SamplingParams(20, structure=Structure("regex", "[a-z]{15}")))
+    engine.add("beside", PROMPT, SamplingParams(6, temperature=0, ignore_eos=True))
+    engine.step()
+    (broken,) = engine._live["it"]
+    assert broken.matcher is not None
+    broken.matcher.advance(0)  # what no step would let through: the parser gives up
+    outputs = run_all(engine)
+    assert outputs["it"][-1].finish_reason == "error"
+    assert "structure" in outputs["it"][-1].error
+    assert len(outputs["beside"]) == 5
+    assert tokens_of(outputs["beside"]) == reference_greedy(PROMPT, 6)[1:]

@@ -289,7 +289,7 @@ class Engine:
     @staticmethod
     def _why_broken(request: Request) -> str:
         if request.matcher is not None and request.matcher.error:
-            return f"its structure is too complex to follow: {request.matcher.error}"
+            return f"its structure cannot be followed any further: {request.matcher.error}"
         return "the model's logits are not finite for this request: its weights may be broken"
 
 
