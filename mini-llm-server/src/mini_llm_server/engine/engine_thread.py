@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mini_llm_server.engine.engine import Engine, EngineStats
 
 log = logging.getLogger(__name__)
+SWITCH_INTERVAL = 0.0005  # seconds
 
 
 @dataclass(eq=False)
@@ -133,6 +135,10 @@ class EngineThread:
 
     def start(self) -> None:
         """Start serving. An EngineThread serves once: after `stop`, make a new one."""
+        # The model's operators let go of the interpreter's lock and take it back hundreds of times
+        # a step. A thread that holds it is asked to give way only after this interval: with
+        # Python's 5 ms, a busy event loop would hold up every step several times as long.
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         self._why_ended = ""
         self._thread.start()
 

@@ -96,12 +96,19 @@ class TorchPagedAttention:
 
     def _written(self, spans: Sequence[Span]) -> Tensor:
         """Return the slot [N] that each of the step's tokens is written to."""
-        count = torch.tensor([span.num_tokens for span in spans])
-        start = torch.tensor([span.start for span in spans])
-        span_N = torch.arange(len(spans)).repeat_interleave(count)
-        position_N = torch.arange(len(span_N)) + (start - count.cumsum(0) + count)[span_N]
-        block_N = block_tables(spans)[span_N, position_N // self.block_size]
-        return (block_N * self.block_size + position_N % self.block_size).to(self.device)
+        # Plain Python: each of torch's operators lets go of the interpreter's lock, and a busy
+        # event loop gives it back late.
+        size = self.block_size
+        slots: list[int] = []
+        for span in spans:
+            position, end = span.start, span.context_len
+            while position < end:
+                block, offset = divmod(position, size)
+                count = min(size - offset, end - position)
+                first = span.block_table[block] * size + offset
+                slots += range(first, first + count)
+                position += count
+        return torch.tensor(slots, device=self.device)
 
     def _attend(self, spans: Sequence[Span]) -> Attend:
         """Plan the attention of a batch: B sequences of T query tokens each."""
