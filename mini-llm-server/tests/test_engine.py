@@ -14,7 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mini_llm_server.engine.engine import Engine, EngineConfig
 from mini_llm_server.engine.request import Output, QueueFull, RequestTooLarge, SamplingParams
+from mini_llm_server.model.dummy import DUMMY_CONFIG, random_weights
+from mini_llm_server.model.linear import Way
 from mini_llm_server.model.loader import LoadedModel
+from mini_llm_server.model.tokenizer import ByteTokenizer
+from mini_llm_server.model.transformer import Llama
 
 MakeEngine = Callable[..., Engine]
 RunAll = Callable[..., dict[str, list[Output]]]
@@ -269,6 +273,28 @@ def test_a_seed_gives_the_same_answer_alone_in_company_and_through_preemption(
     crowded.add("it", [5, 6, 7], params)
     assert tokens_of(run_all(crowded)["it"]) == expected
     assert crowded.stats().preemptions > 0
+
+
+def test_float32_answers_have_the_same_bits_alone_and_in_company_while_steps_are_small(
+    run_all: RunAll,
+) -> None:
+    config = replace(DUMMY_CONFIG, vocab_size=260)  # a whole number of the kernel's tiles
+    model = Llama(config, random_weights(config), torch.float32, torch.device("cpu"))
+    if model.head.way is not Way.SKINNY:
+        pytest.skip("this machine multiplies by a library, which promises nothing of the kind")
+    loaded = LoadedModel(model, ByteTokenizer(), config, "float32")
+    asked = prompts(8, longest=11)
+    params = SamplingParams(9, temperature=1.1, seed=6, logprobs=4, ignore_eos=True)
+
+    def answer(names: list[int]) -> dict[str, list[Any]]:
+        engine = Engine(loaded, EngineConfig(num_blocks=200))
+        for i in names:
+            engine.add(str(i), asked[i], params)
+        return {name: [o.logprobs for o in out] for name, out in run_all(engine).items()}
+
+    together = answer(list(range(8)))
+    for i in range(8):
+        assert answer([i])[str(i)] == together[str(i)]  # to the last bit of each probability
 
 
 def test_without_a_seed_answers_differ_but_follow_the_engines_seed(

@@ -67,14 +67,14 @@ def test_what_is_not_finite_stays_in_its_row(bad: float) -> None:
     assert torch.equal(got[keep], clean[keep])
 
 
-@pytest.mark.parametrize("way", list(linear._Way))
+@pytest.mark.parametrize("way", list(linear.Way))
 @pytest.mark.parametrize("rows", [1, 5, 97, 200])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_every_way_to_multiply_gives_the_product(
-    monkeypatch: pytest.MonkeyPatch, way: linear._Way, rows: int, has_bias: bool
+    monkeypatch: pytest.MonkeyPatch, way: linear.Way, rows: int, has_bias: bool
 ) -> None:
     natural = linear._way(torch.empty(64, 48))
-    if way is linear._Way.PACKED and natural is linear._Way.TORCH:
+    if way is linear.Way.PACKED and natural is linear.Way.TORCH:
         pytest.skip("oneDNN packs nothing on this machine")
     monkeypatch.setattr(linear, "_way", lambda weight: way)
     x, w, bias = randn(rows, 48, seed=1), randn(64, 48, seed=2), randn(64, seed=3)

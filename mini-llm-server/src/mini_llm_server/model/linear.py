@@ -13,7 +13,7 @@ from torch import Tensor
 SKINNY_ROWS = 96
 
 
-class _Way(Enum):
+class Way(Enum):
     """How a weight is multiplied."""
 
     SKINNY = "our kernel for few rows, torch for many"  # csrc/skinny_linear.cpp
@@ -31,31 +31,31 @@ class Linear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._way = _way(weight)
-        if self._way is _Way.PACKED:
+        self.way = _way(weight)
+        if self.way is Way.PACKED:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-        if self._way is _Way.SKINNY:
+        if self.way is Way.SKINNY:
             weight = weight.contiguous()
         self.weight = weight
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return y [N, out] of x [N, in]."""
-        if self._way is _Way.PACKED:
+        if self.way is Way.PACKED:
             packed: Tensor = torch.ops.mkldnn._linear_pointwise(
                 x, self.weight, self.bias, "none", [], ""
             )
             return packed
-        if self._way is _Way.SKINNY and len(x) <= SKINNY_ROWS:
+        if self.way is Way.SKINNY and len(x) <= SKINNY_ROWS:
             y: Tensor = torch.ops.mini_llm_server.skinny_linear(x.contiguous(), self.weight)
             return y if self.bias is None else y + self.bias
         return F.linear(x, self.weight, self.bias)
 
 
-def _way(weight: Tensor) -> _Way:
+def _way(weight: Tensor) -> Way:
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     if weight.device.type != "cpu" or not is_x86:
-        return _Way.TORCH
+        return Way.TORCH
     rows, columns = weight.shape
     if (
         weight.dtype == torch.float32
@@ -66,10 +66,10 @@ def _way(weight: Tensor) -> _Way:
         from mini_llm_server import extension
 
         if extension.is_available:
-            return _Way.SKINNY
+            return Way.SKINNY
     # Not a public face of torch, so it may be gone one day.
     if torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16):
-            return _Way.PACKED
-    return _Way.TORCH
+            return Way.PACKED
+    return Way.TORCH
