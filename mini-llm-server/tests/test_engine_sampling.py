@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from mini_llm_server.engine.engine import Engine
+from mini_llm_server.engine.engine import Engine, EngineConfig
 from mini_llm_server.engine.request import Output, ParameterError, SamplingParams, Structure
 from mini_llm_server.model.dummy import DUMMY_CONFIG, random_weights
+from mini_llm_server.model.loader import LoadedModel
+from mini_llm_server.model.tokenizer import ByteTokenizer
+from mini_llm_server.model.transformer import Llama
 
 MakeEngine = Callable[..., Engine]
 RunAll = Callable[..., dict[str, list[Output]]]
@@ -338,3 +341,23 @@ def test_a_structure_that_breaks_ends_its_request_with_an_error_and_no_other(
     assert "structure" in outputs["it"][-1].error
     assert len(outputs["beside"]) == 5
     assert tokens_of(outputs["beside"]) == reference_greedy(PROMPT, 6)[1:]
+
+
+@pytest.mark.parametrize("vocab_size", [300, 257])  # more ids than the tokenizer's 259, and fewer
+def test_ids_that_only_the_model_or_only_the_tokenizer_has_are_never_sampled(
+    run_all: RunAll, vocab_size: int
+) -> None:
+    config = replace(DUMMY_CONFIG, vocab_size=vocab_size)
+    model = Llama(config, random_weights(config), torch.float64, torch.device("cpu"))
+    engine = Engine(LoadedModel(model, ByteTokenizer(), config, "wide"), EngineConfig())
+    known = min(vocab_size, ByteTokenizer.vocab_size)
+    ends = SamplingParams(60, temperature=9.0, seed=1, n=4, min_tokens=60, logprobs=3)
+    engine.add("free", [1, 2], ends)
+    engine.add("held", [1, 2], SamplingParams(9, structure=Structure("regex", "[a-f]{6}")))
+    outputs = run_all(engine)
+    assert all(token < known for token in tokens_of(outputs["free"]))
+    assert len(outputs["free"]) == 240
+    assert re.fullmatch("[a-f]{6}", text_of(outputs["held"]))
+    for wrong in ({"logit_bias": {known: 1.0}}, {"stop_token_ids": (known,)}):
+        with pytest.raises(ParameterError, match=f"0 to {known - 1}"):
+            engine.add("wrong", [1], SamplingParams(5, **wrong))  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ def allowed(matcher: Matcher, tokenizer: Tokenizer) -> set[int]:
 
 def test_every_token_that_the_expression_can_go_on_with_is_allowed_and_no_other() -> None:
     tokenizer = PairTokenizer()
-    matcher = Grammars(tokenizer).compile(Structure("regex", "(ac|bd|é)x?"))
+    matcher = Grammars(tokenizer, tokenizer.vocab_size).compile(Structure("regex", "(ac|bd|é)x?"))
     texts = {t: tokenizer.token_bytes(t) for t in range(tokenizer.vocab_size)}
     beginnings = {b"a", b"b", b"ac", b"bd", "é".encode()[:1]}
     assert {texts[t] for t in allowed(matcher, tokenizer)} == beginnings
@@ -49,16 +49,16 @@ def test_every_token_that_the_expression_can_go_on_with_is_allowed_and_no_other(
 
 def test_special_tokens_are_no_text() -> None:
     tokenizer = ByteTokenizer()
-    matcher = Grammars(tokenizer).compile(Structure("regex", "(?s:.*)"))
+    matcher = Grammars(tokenizer, tokenizer.vocab_size).compile(Structure("regex", "(?s:.*)"))
     assert not {tokenizer.TURN, tokenizer.END_OF_TURN} & allowed(matcher, tokenizer)
     assert tokenizer.EOS in allowed(matcher, tokenizer)
-    named = Grammars(tokenizer).compile(Structure("regex", "<special 257>"))
+    named = Grammars(tokenizer, tokenizer.vocab_size).compile(Structure("regex", "<special 257>"))
     assert allowed(named, tokenizer) == {ord("<")}
 
 
 def test_a_token_that_does_not_fit_is_an_error_and_allows_nothing_more() -> None:
     tokenizer = ByteTokenizer()
-    matcher = Grammars(tokenizer).compile(Structure("regex", "abc"))
+    matcher = Grammars(tokenizer, tokenizer.vocab_size).compile(Structure("regex", "abc"))
     matcher.advance(ord("z"))
     assert matcher.error
     assert allowed(matcher, tokenizer) == set()
@@ -69,7 +69,7 @@ def test_threads_may_compile_at_once_and_only_so_many_are_kept(
 ) -> None:
     monkeypatch.setattr(structure, "CACHED_GRAMMARS", 5)
     tokenizer = ByteTokenizer()
-    grammars = Grammars(tokenizer)
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
 
     def first(i: int) -> set[int]:
         return allowed(grammars.compile(Structure("regex", f"{i % 10}x")), tokenizer)
@@ -83,7 +83,7 @@ def test_threads_may_compile_at_once_and_only_so_many_are_kept(
 def test_an_expression_that_explodes_is_refused_or_walked_in_bounded_time(expression: str) -> None:
     tokenizer = ByteTokenizer()
     try:
-        matcher = Grammars(tokenizer).compile(Structure("regex", expression))
+        matcher = Grammars(tokenizer, tokenizer.vocab_size).compile(Structure("regex", expression))
     except ParameterError:  # refused: its limits bound it as well
         return
     for _ in range(50):
@@ -92,3 +92,11 @@ def test_an_expression_that_explodes_is_refused_or_walked_in_bounded_time(expres
             assert matcher.error or matcher.is_complete
             break
         matcher.advance(min(tokens))
+
+
+def test_a_tokenizer_without_an_end_is_told_so() -> None:
+    class Endless(ByteTokenizer):
+        eos_token_ids = frozenset[int]()
+
+    with pytest.raises(ParameterError, match="no end-of-sequence token"):
+        Grammars(Endless(), 256).compile(Structure("json_object"))

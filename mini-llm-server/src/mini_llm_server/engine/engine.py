@@ -67,8 +67,12 @@ class Engine:
             priority_steps=config.priority_steps,
         )
         self._runner = ModelRunner(loaded.model, num_blocks, config.block_size)
-        self._eos_token_ids = loaded.tokenizer.eos_token_ids
-        self._grammars = Grammars(loaded.tokenizer)
+        # Models often have rows for more ids than their tokenizer uses; those are never sampled.
+        self._vocab_size = min(loaded.config.vocab_size, loaded.tokenizer.vocab_size)
+        self._eos_token_ids = frozenset(
+            token for token in loaded.tokenizer.eos_token_ids if token < self._vocab_size
+        )
+        self._grammars = Grammars(loaded.tokenizer, self._vocab_size)
         self._live: dict[str, list[Request]] = {}  # a request's answers that have not ended
         self._seeds = random.Random(config.seed)
         self._steps = self._prompt_tokens = self._output_tokens = 0
@@ -107,9 +111,10 @@ class Engine:
             )
         for name in ("logit_bias", "stop_token_ids"):
             for token in getattr(params, name):
-                if not 0 <= token < vocab_size:
+                if not 0 <= token < self._vocab_size:
                     raise ParameterError(
-                        name, f"{name} holds token id {token}: ids go from 0 to {vocab_size - 1}"
+                        name,
+                        f"{name} holds token id {token}: ids go from 0 to {self._vocab_size - 1}",
                     )
         self.prepare(params)
         total = num_prompt + params.max_tokens
@@ -187,7 +192,7 @@ class Engine:
             return []
         inputs = self._runner.prepare(batch.chunks)
         prepared = time.perf_counter()
-        logits = self._runner.run(inputs)
+        logits = self._runner.run(inputs)[:, : self._vocab_size]
         computed = time.perf_counter()
         self._scheduler.advance(batch)
         logits, requests = self._fork(logits, inputs.sampling)

@@ -67,10 +67,12 @@ class Grammars:
 
     Args:
         tokenizer: of the model.
+        vocab_size: the first so many ids are the ones that are sampled.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._vocabulary: llguidance.LLTokenizer | None = None
         self._compiled: dict[Structure, llguidance.LLMatcher] = {}
@@ -98,7 +100,7 @@ class Grammars:
     def _compile(self, structure: Structure) -> llguidance.LLMatcher:
         with self._lock:
             if self._vocabulary is None:
-                self._vocabulary = _vocabulary(self._tokenizer)
+                self._vocabulary = _vocabulary(self._tokenizer, self._vocab_size)
         try:
             if structure.kind == "regex":
                 grammar = llguidance.LLMatcher.grammar_from_regex(structure.spec)
@@ -146,13 +148,19 @@ class _Vocabulary:
         return self.tokenizer.encode(text)
 
 
-def _vocabulary(tokenizer: Tokenizer) -> llguidance.LLTokenizer:
-    tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
+def _vocabulary(tokenizer: Tokenizer, vocab_size: int) -> llguidance.LLTokenizer:
+    tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
     # What stands for no bytes is no text: a special token, or a hole in the vocabulary. It needs
     # a name of its own, which no text can be mistaken for.
     special = [token for token, data in enumerate(tokens) if not data]
     for token in special:
         tokens[token] = f"<special {token}>".encode()
-    ends = sorted(tokenizer.eos_token_ids)
+    ends = sorted(token for token in tokenizer.eos_token_ids if token < vocab_size)
+    if not ends:
+        raise ParameterError(
+            "structure",
+            "this model's tokenizer names no end-of-sequence token, which a structure needs to "
+            "end: leave the structure out",
+        )
     described = _Vocabulary(tokens, special, ends[0], tokenizer)
     return llguidance.LLTokenizer(llguidance.TokenizerWrapper(described), eos_token=ends)
