@@ -269,6 +269,7 @@ def test_any_json_object(make_engine: MakeEngine, run_all: RunAll) -> None:
     ("structure", "message"),
     [
         (Structure("regex", "(["), "regex"),
+        (Structure("regex", r"[^\s\S]"), "nothing matches"),
         (Structure("json_schema", "{"), "cannot be read"),
         (Structure("json_schema", "[]"), "is an object"),
         (Structure("json_schema", '{"type": "nope"}'), "nope"),

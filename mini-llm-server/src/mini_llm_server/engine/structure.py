@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 CACHED_GRAMMARS = 64
+TRIAL_TOKENS = 3
 # A small model can fall into an endless run of blanks, which JSON allows anywhere.
 JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"[ \n\t]{0,8}"}
 
@@ -115,9 +116,18 @@ class Grammars:
             raise ParameterError(
                 "structure", f"the {structure.kind} cannot be read: {error}"
             ) from None
-        parser = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
-        if parser.is_error():
-            reason = parser.get_error().strip().splitlines()[0]
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        parser = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+        # What explodes does so in its first tokens: better here than in the engine's thread.
+        trial = Matcher(parser.deep_copy())
+        for _ in range(TRIAL_TOKENS):
+            allowed = (~forbidden([trial], self._vocab_size, torch.device("cpu"))[0]).nonzero()
+            if trial.error or trial.is_complete:
+                break
+            trial.advance(int(allowed[-1]))
+        if trial.error:
+            reason = trial.error.splitlines()[0]
+            reason = "nothing matches it" if reason.startswith("NoExtension") else reason
             raise ParameterError("structure", f"the {structure.kind} is not supported: {reason}")
         return parser
 
