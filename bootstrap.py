@@ -27,7 +27,7 @@ LOG = VENV / "bootstrap.log"
 FINISHED = VENV / "bootstrap.json"  # written last: its absence means that there is work to do
 INSTALLING = VENV / "installing"  # there while pip writes: if it outlives its run, pip was killed
 PACKAGES = ("cuda-matmul-f32", "custom-gelu-ext", "mini-llm-server", "dist-playground")
-EXTENSIONS = ("cuda_matmul_f32", "custom_gelu_ext")
+EXTENSIONS = ("cuda_matmul_f32", "custom_gelu_ext", "mini_llm_server.extension")
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 11)

@@ -1,22 +1,31 @@
 """python benchmark.py
 
-Starts the real server twice, with continuous batching and with FIFO, sends both the same concurrent
-streaming requests over HTTP, and compares output tokens a second, time to first token (TTFT), time
-between tokens (ITL) and whole latency, each as a client sees them.
+Serves SmolLM2 three times, with continuous batching, static batching and FIFO, puts the same loads
+on each over HTTP, and compares what the clients see: output tokens a second, time to first token
+(TTFT), time between tokens (ITL) and whole latency.
 
-Both servers live all the time and take turns, one round each, so that noise of the machine meets
-both. Each of N clients sends its next request when its last answer is complete. Prompts are pieces
-of this folder's LICENSE, cut to an exact number of tokens; every answer has the same length
-(ignore_eos), is greedy, and is compared with what FIFO gave. Tokens are counted by the server's
-`usage`, not by chunks. A percentile is of one round's requests; its samples are the rounds.
+The servers live all the time and take turns, so that noise of the machine meets all of them. In
+closed loops each of N clients sends its next request when its last answer is complete; all answers
+have one length (ignore_eos). In open loops requests of many lengths come at random moments, the
+same for each server, at a rate. Prompts are pieces of this folder's LICENSE, cut to an exact number
+of tokens, and prefix caching is off, so that no round finds its prompts again. Answers are greedy
+and compared with what FIFO gave. Tokens are counted by the server's `usage`. A percentile is of one
+round's requests; its samples are the rounds.
+
+transformers' `generate` is a peer on the same weights and prompts: a request at a time beside one
+client, and 32 requests as one batch beside 32 clients. With --peer-url any OpenAI-compatible server
+is another one, asked by the same clients.
 """
 
 import argparse
 import asyncio
+import random
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,133 +44,194 @@ try:
     import httpx
     import mini_llm_server
     import torch
-    from benchmark_client import Answer, BenchmarkError, Load, play, server
-    from mini_llm_server.model.bpe_tokenizer import BPETokenizer
+    from benchmark_rows import TOLERANCE, ServerClock, rows_of
+    from benchmark_transformers import Generate
+    from mini_llm_server.bench.client import BenchmarkError, Job, Target
+    from mini_llm_server.bench.load import Result, closed_loop, open_loop
+    from mini_llm_server.bench.server_process import server
     from mini_llm_server.model.gguf import GGUFFile
+    from mini_llm_server.model.gguf_tokenizer import gguf_tokenizer
     from mini_llm_server.model.loader import find_smollm2
     from mini_llm_server.model.tokenizer import ByteTokenizer, Tokenizer
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error}: run `pip install ./mini-llm-server` first") from None
 
-BASELINE = "fifo"
-SCHEDULERS = (BASELINE, "continuous")
-# Largest error of the answers: 1 - the mean share of an answer's text that is the same as FIFO's
-# from its start on. A batch multiplies in another order than one request alone, so two tokens that
-# are almost equally likely can change places, rarely in float32, often in bfloat16; from there on
-# the texts differ. Answers that are wrong share next to nothing.
-TOLERANCE = {"float32": 0.1, "bfloat16": 0.6}
+BASELINE, CONTINUOUS = "fifo", "continuous"
+SCHEDULERS = (BASELINE, "static", CONTINUOUS)
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Load:
+    """A case: `clients` in a closed loop, or `rate` requests a second in an open one.
+
+    Attributes:
+        prompt, output: tokens, from the least to the most that a request has.
+        rounds: of each server; FIFO, which takes longest by far, has `fifo_rounds`.
+    """
+
+    requests: int
+    prompt: tuple[int, int]
+    output: tuple[int, int]
+    clients: int = 0
+    rate: float = 0.0
+    rounds: int = 1
+    fifo_rounds: int = 1
+    transformers: bool = False
+
+    @property
+    def name(self) -> str:
+        """The case's name in the record."""
+        who = f"{self.rate:g} requests/s" if self.rate else f"{self.clients} clients"
+        who = "1 client" if self.clients == 1 else who
+        p, o = (f"{a}" if a == b else f"{a}-{b}" for a, b in (self.prompt, self.output))
+        return f"{who}, {p} in, {o} out"
+
+    def jobs(self, tokenizer: Tokenizer) -> list[Job]:
+        """Return the requests: different pieces of real text, always the same ones."""
+        ids = tokenizer.encode((PACKAGE / "LICENSE").read_text())
+        rng = random.Random(0)
+        jobs = []
+        for i in range(self.requests):
+            length, output = rng.randint(*self.prompt), rng.randint(*self.output)
+            at = (len(ids) - length) * i // self.requests
+            jobs.append(Job(ids[at : at + length], output))
+        return jobs
+
+    async def play(self, target: Target, jobs: Sequence[Job]) -> Result:
+        """Put the load on a server; nothing less than every answer will do."""
+        if self.rate:
+            result = await open_loop(target, jobs, self.rate)
+        else:
+            result = await closed_loop(target, jobs, self.clients)
+        if result.errors:
+            raise BenchmarkError(f"{target.url}: {result.errors[0]}")
+        return result
 
 
 def loads_for(device: str, quick: bool) -> list[Load]:
-    """What a machine can do in a minute (quick) or in some."""
+    """What a machine can do in a minute (quick) or in six."""
+    fixed, mixed = (64, 64), {"prompt": (16, 128), "output": (8, 48)}
     if device == "cuda":
         if quick:
-            return [Load(16, 16, 128, 32, 3)]
-        return [Load(1, 4, 128, 64, 3), Load(32, 32, 128, 64, 3)]
+            return [Load(16, (128, 128), (32, 32), clients=16, rounds=3, fifo_rounds=3)]
+        return [
+            Load(1, (128, 128), fixed, clients=1, rounds=3, fifo_rounds=3, transformers=True),
+            Load(32, (128, 128), fixed, clients=32, rounds=3, transformers=True),
+            *(Load(n, rate=rate, **mixed) for n, rate in ((20, 1), (30, 4), (60, 16))),
+        ]
     if quick:
-        return [Load(8, 8, 32, 32, 2)]
-    return [Load(1, 2, 64, 64, 3), Load(8, 8, 64, 64, 3), Load(32, 32, 64, 64, 2)]
-
-
-def cut_prompts(tokenizer: Tokenizer, load: Load) -> list[list[int]]:
-    """Return `load.requests` different pieces of real text of `load.prompt` tokens."""
-    ids = tokenizer.encode((PACKAGE / "LICENSE").read_text())
-    last = len(ids) - load.prompt
+        return [
+            Load(8, (32, 32), (32, 32), clients=8),
+            Load(8, (16, 64), (4, 24), rate=2),
+        ]
     return [
-        ids[at : at + load.prompt]
-        for at in (last * i // load.requests for i in range(load.requests))
+        Load(1, fixed, fixed, clients=1, rounds=3, fifo_rounds=3, transformers=True),
+        Load(8, fixed, fixed, clients=8),
+        Load(32, fixed, fixed, clients=32, rounds=2, transformers=True),
+        *(Load(n, rate=rate, **mixed) for n, rate in ((6, 0.5), (10, 1), (20, 3))),
     ]
 
 
-def shared_share(text: str, reference: str) -> float:
-    """Return how much of a text is the same as the reference's from the start on, 0 to 1."""
-    longest = max(len(text), len(reference))
-    pairs = zip(text, reference, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(text), len(reference)))
-    return same / longest if longest else 1.0
+def serve_options(scheduler: str, model: str, loads: Sequence[Load]) -> list[str]:
+    """Return the options of a server that can hold the largest load at once."""
+    seqs = max(load.clients or load.requests for load in loads)
+    tokens = max(load.prompt[1] + load.output[1] for load in loads)
+    blocks = seqs * (-(-tokens // BLOCK_SIZE) + 1)
+    return ["--model", model, "--scheduler", scheduler, "--max-num-seqs", str(seqs),
+            "--block-size", str(BLOCK_SIZE), "--num-blocks", str(blocks),
+            "--max-num-batched-tokens", str(max(512, seqs)), "--no-prefix-caching"]  # fmt: skip
 
 
-def percentile(values: Sequence[float], percent: int) -> float:
-    """Return the nearest-rank percentile: always one of the values."""
-    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
+def health(target: Target) -> dict[str, Any]:
+    """Return what one of our servers says of itself."""
+    report: dict[str, Any] = httpx.get(f"{target.url}/health", trust_env=False).json()
+    return report
 
 
-def rows_of(
-    scheduler: str,
-    rounds: Sequence[tuple[list[Answer], float]],
-    reference: Sequence[str],
-    tolerance: float,
-) -> list[infra_bench.Row]:
-    """Return one scheduler's metrics, a sample a round; refused if its answers are not FIFO's."""
-    pairs = [
-        (answer.text, text)
-        for answers, _ in rounds
-        for answer, text in zip(answers, reference, strict=True)
-    ]
-    error = 1 - sum(shared_share(*pair) for pair in pairs) / len(pairs)
-    wrong = not error <= tolerance
-    why = f"its answers differ from FIFO's by {error:.2g}, more than {tolerance:g}" if wrong else ""
+class Comparison:
+    """Plays loads on our servers and on peers, and adds their rows to the run.
 
-    def row(metric: str, unit: str, samples: list[float], better: Any = "lower") -> infra_bench.Row:
-        status = "refused" if wrong else "ok"
-        own = error if metric == "output tokens" else None
-        return infra_bench.Row(
-            scheduler, metric, unit, samples, better=better, error=own, status=status, reason=why
-        )
+    Args:
+        targets: our servers by scheduler, and peers by name.
+        generate: transformers' answers to jobs, or None where it is no peer.
+    """
 
-    rates = [sum(a.tokens for a in answers) / seconds for answers, seconds in rounds]
-    rows = [row("output tokens", "tok/s", rates, "higher")]
-    for metric, values in (
-        ("TTFT", [[a.times[0] for a in answers] for answers, _ in rounds]),
-        ("ITL", [[gap for a in answers for gap in a.gaps] for answers, _ in rounds]),
-        ("latency", [[a.latency for a in answers] for answers, _ in rounds]),
-    ):
-        for percent in (50, 99):
-            samples = [percentile(each, percent) for each in values]
-            rows.append(row(f"{metric} p{percent}", "s", samples))
-    equal = [100 * sum(t == u for t, u in pairs) / len(pairs)]
-    rows.append(row("answers equal to FIFO's", "%", equal, "higher"))
-    return rows
+    def __init__(
+        self,
+        run: infra_bench.Run,
+        targets: dict[str, Target],
+        tokenizer: Tokenizer,
+        generate: Generate | None,
+    ) -> None:
+        self._run, self._targets = run, targets
+        self._tokenizer, self._generate = tokenizer, generate
 
+    def warm_up(self, loads: Sequence[Load]) -> None:
+        """Let each server take its first steps, which are slower, on a GPU by seconds."""
+        most = max(load.clients or load.requests for load in loads)
+        warm = Load(most, (32, 64), (2, 2), clients=most)
+        for name, target in self._targets.items():
+            asyncio.run(warm.play(target, self._jobs(warm, name)))
 
-def compare(
-    run: infra_bench.Run, urls: dict[str, str], model: str, load: Load, tokenizer: Tokenizer
-) -> None:
-    """Play one load in turns on both servers, and add its rows to the run."""
-    prompts = cut_prompts(tokenizer, load)
-    rounds: dict[str, list[tuple[list[Answer], float]]] = {name: [] for name in SCHEDULERS}
-    for number in range(load.rounds):
+    def add(self, load: Load) -> None:
+        """Play one load in turns on all of them."""
+        clocks = {name: ServerClock(self._targets[name].url) for name in SCHEDULERS}
+        rounds: dict[str, list[Result]] = {name: [] for name in self._targets}
+        for number in range(load.rounds):
+            for name, target in self._targets.items():
+                if name == BASELINE and number >= load.fifo_rounds:
+                    continue
+                result = asyncio.run(load.play(target, self._jobs(load, name)))
+                rounds[name].append(result)
+                print(
+                    f"{load.name}, round {number + 1}: {name} {result.rate:.1f} tok/s", flush=True
+                )
+        about = health(self._targets[CONTINUOUS])
         for name in SCHEDULERS:
-            answers, seconds = asyncio.run(play(urls[name], model, prompts, load))
-            rounds[name].append((answers, seconds))
-            rate = sum(answer.tokens for answer in answers) / seconds
-            print(
-                f"{load.name}, round {number + 1} of {load.rounds}: {name} {rate:.1f} tok/s",
-                flush=True,
-            )
-    reports = {
-        name: httpx.get(f"{url}/health", trust_env=False).json() for name, url in urls.items()
-    }
-    for name, report in reports.items():
-        if report["engine"]["blocks_used"]:
-            raise BenchmarkError(f"{name} holds {report['engine']['blocks_used']} blocks when idle")
-    about = reports[BASELINE]
-    reference = [answer.text for answer in rounds[BASELINE][0][0]]
-    tolerance = TOLERANCE[about["dtype"]]
-    run.add(
-        load.name,
-        [row for name in SCHEDULERS for row in rows_of(name, rounds[name], reference, tolerance)],
-        baseline=BASELINE,
-        params={
-            "model": model,
-            "clients": load.clients,
-            "requests": load.requests,
-            "prompt tokens": load.prompt,
-            "output tokens": load.output,
-            "dtype": about["dtype"],
-            "device": about["device"],
-        },
-    )
+            if used := health(self._targets[name])["engine"]["blocks_used"]:
+                raise BenchmarkError(f"{name} holds {used} blocks when idle")
+        tolerance = TOLERANCE[about["dtype"]]
+        reference = [answer.text for answer in rounds[BASELINE][0].answered]
+        rows = []
+        for name, results in rounds.items():
+            ours = name in SCHEDULERS
+            rows += rows_of(name, results, reference, tolerance, ours=ours)
+            rows += clocks[name].rows(name) if ours else []
+        if load.transformers and self._generate is not None:
+            rows += self._generate(load.jobs(self._tokenizer), load.rounds, reference, tolerance)
+        self._run.add(load.name, rows, baseline=BASELINE, params=self._params(load, about))
+
+    def add_start(self, command: Sequence[str], rounds: int) -> None:
+        """Measure from starting a server's process to the first token that its client gets."""
+        job = Job("The capital of France is", 1)
+        samples = []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            with server(*command) as url:
+                target = Target(url, self._targets[CONTINUOUS].model)
+                asyncio.run(closed_loop(target, [job], 1))
+                samples.append(time.perf_counter() - begin)
+        row = infra_bench.Row(CONTINUOUS, "start to first token", "s", samples, better="lower")
+        self._run.add("start", [row], baseline=CONTINUOUS)
+
+    def _jobs(self, load: Load, name: str) -> list[Job]:
+        """Return a load's requests: as token ids for our servers, as text for a peer's."""
+        jobs = load.jobs(self._tokenizer)
+        if name in SCHEDULERS:
+            return jobs
+        decode = self._tokenizer.decode
+        return [Job(decode(list(job.prompt)), job.max_tokens) for job in jobs]  # type: ignore[arg-type]
+
+    @staticmethod
+    def _params(load: Load, about: dict[str, Any]) -> dict[str, Any]:
+        params = {key: about[key] for key in ("model", "dtype", "device")}
+        params["requests"] = load.requests
+        if load.rate:
+            params["requests/s"] = load.rate
+        else:
+            params["clients"] = load.clients
+        return params
 
 
 def main() -> int:
@@ -172,6 +242,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="about a minute on two cores")
     parser.add_argument("--out", type=Path, help="folder for the record (default: results/)")
     parser.add_argument("--model", choices=("smollm2", "dummy"), default="smollm2")
+    parser.add_argument("--peer-url", help="an OpenAI-compatible server to ask the same")
+    parser.add_argument("--peer-model", help="its model (default: the first that it lists)")
+    parser.add_argument("--peer-name", default="peer", help="what the record calls it")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -181,21 +254,25 @@ def main() -> int:
     loads = loads_for(device, arguments.quick)
     try:
         tokenizer: Tokenizer = ByteTokenizer()
+        generate = None
         if arguments.model == "smollm2":
-            tokenizer = BPETokenizer(GGUFFile(find_smollm2()).metadata)
+            tokenizer = gguf_tokenizer(GGUFFile(find_smollm2()).metadata)
+            if any(load.transformers for load in loads):
+                generate = Generate(device, tokenizer)
         with ExitStack() as stack:
-            print(f"starting two servers with {arguments.model} on {device}", flush=True)
-            urls = {
-                name: stack.enter_context(server(name, arguments.model, loads))
-                for name in SCHEDULERS
-            }
-            # A process's first steps are slower, on a GPU by seconds.
-            most = loads[-1].clients
-            warm_up = Load(most, most, loads[-1].prompt, 2, 1)
-            for url in urls.values():
-                asyncio.run(play(url, arguments.model, cut_prompts(tokenizer, warm_up), warm_up))
+            print(f"starting {len(SCHEDULERS)} servers: {arguments.model} on {device}", flush=True)
+            targets = {}
+            for name in SCHEDULERS:
+                options = serve_options(name, arguments.model, loads)
+                targets[name] = Target(stack.enter_context(server(*options)), arguments.model)
+            if arguments.peer_url:
+                peer = Target.find(arguments.peer_url, arguments.peer_model)
+                targets[arguments.peer_name] = peer
+            comparison = Comparison(run, targets, tokenizer, generate)
+            comparison.add_start(["--model", arguments.model], 1 if arguments.quick else 3)
+            comparison.warm_up(loads)
             for load in loads:
-                compare(run, urls, arguments.model, load, tokenizer)
+                comparison.add(load)
     except (BenchmarkError, FileNotFoundError, httpx.HTTPError) as error:
         print(f"benchmark.py: {error or repr(error)}", file=sys.stderr)
         return 1

@@ -141,7 +141,84 @@ def test_options_are_checked_by_name() -> None:
 def test_models_are_listed() -> None:
     done = run("models")
     assert done.exit_code == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["smollm2", "dummy"]
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert names == ["smollm2", "dummy", "FOLDER", "ORG/NAME"]
+
+
+def test_a_key_from_the_environment_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINI_LLM_API_KEY", "sk-1")
+    with serving(tmp_path, "--model", "dummy") as (url, process):
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        headers = {"Authorization": "Bearer sk-1"}
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+        out = (tmp_path / "out").read_text()
+        assert "sk-1" not in out + (tmp_path / "err").read_text()
+        assert "$MINI_LLM_API_KEY" in out  # the printed curl line works where the key is set
+        (line,) = [each.strip() for each in out.splitlines() if each.strip().startswith("curl")]
+        if shutil.which("curl"):
+            assert curl(line).endswith("data: [DONE]\n\n")
+        done = run("bench", "--url", url, "--requests", "2", "--output-tokens", "4")
+        assert done.exit_code == 0, done.stderr
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warned"),
+    [("127.0.0.1", False, False), ("0.0.0.0", False, True), ("0.0.0.0", True, False)],
+)
+def test_open_without_a_key_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, key: bool, warned: bool
+) -> None:
+    if key:
+        monkeypatch.setenv("MINI_LLM_API_KEY", "sk-1")
+    with serving(tmp_path, "--model", "dummy", "--host", host):
+        err = (tmp_path / "err").read_text()
+    assert ("can be reached from other machines" in err) == warned
+
+
+@pytest.mark.parametrize("key", ["", "two words", "schlüssel"])
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    done = run("serve", "--model", "dummy", "--port", "0", "--api-key", key)
+    assert done.exit_code == 1
+    assert "API key" in done.stderr
+
+
+def test_bench_measures_a_server_in_both_loops(tmp_path: Path) -> None:
+    with serving(tmp_path, "--model", "dummy") as (url, _):
+        for extra in (["--clients", "3"], ["--rate", "20"]):
+            done = run("bench", "--url", url + "/v1", "--requests", "6", *extra)
+            assert done.exit_code == 0, done.stderr
+            assert "6 of 6" in done.stdout
+            for word in ("output tokens", "TTFT p99", "ITL p50", "latency p50"):
+                assert word in done.stdout
+        done = run("bench", "--url", url, "--prompt-words", "5000", "--requests", "2")
+        assert done.exit_code == 1
+        assert "2 requests failed" in done.stderr
+        assert "context" in done.stderr or "limit" in done.stderr
+
+
+def test_bench_without_a_server_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = run("bench", "--url", f"http://127.0.0.1:{port}")
+    assert done.exit_code == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_chat_answers_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "Hello\n/help\n\n/reset\nHello\n/exit\nnever read\n"
+    arguments = ["chat", "--model", "dummy", "--temperature", "0", "--max-tokens", "8"]
+    done = CliRunner().invoke(app, arguments, input=lines)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("/reset forgets") == 2  # at the start, and for /help
+    first, second = done.stdout.split("(forgotten)")
+    answer = first.rsplit("stops an answer\n", 2)[1].split("> ")[1].strip()
+    assert answer
+    assert answer in second  # greedy: the same question is answered alike when all is forgotten
+    assert CliRunner().invoke(app, arguments, input="").exit_code == 0  # Ctrl-D
 
 
 def readme_commands() -> list[str]:
@@ -149,6 +226,25 @@ def readme_commands() -> list[str]:
     blocks = re.findall(r"^```bash\n(.*?)^```", README.read_text(), re.M | re.S)
     commands = [part for block in blocks for part in re.split(r"^(?=curl )", block, flags=re.M)]
     return [command.strip() for command in commands if command.startswith("curl ")]
+
+
+@pytest.mark.parametrize("model", ["dummy", pytest.param("smollm2", marks=pytest.mark.slow)])
+def test_the_readme_s_python_works(tmp_path: Path, model: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
+    assert len(blocks) >= 2
+    with serving(tmp_path, "--model", model) as (url, _):
+        for block in blocks:
+            code = block.replace("http://127.0.0.1:8000", url).replace('"smollm2"', f'"{model}"')
+            code = code.replace("LLM()", f'LLM("{model}")')
+            done = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, timeout=90
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip()
+            if model == "smollm2" and "capital" in block:
+                assert "Paris" in done.stdout
+            if model == "smollm2" and "json_schema" in block:
+                assert json.loads(done.stdout).keys() == {"city", "country"}
 
 
 @needs_curl

@@ -14,7 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mini_llm_server.engine.engine import Engine, EngineConfig
 from mini_llm_server.engine.request import Output, QueueFull, RequestTooLarge, SamplingParams
+from mini_llm_server.model.dummy import DUMMY_CONFIG, random_weights
+from mini_llm_server.model.linear import Way
 from mini_llm_server.model.loader import LoadedModel
+from mini_llm_server.model.tokenizer import ByteTokenizer
+from mini_llm_server.model.transformer import Llama
 
 MakeEngine = Callable[..., Engine]
 RunAll = Callable[..., dict[str, list[Output]]]
@@ -34,7 +38,7 @@ def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(256) for _ in range(rng.randint(1, longest))] for _ in range(count)]
 
 
-@pytest.mark.parametrize("scheduler", ["continuous", "fifo"])
+@pytest.mark.parametrize("scheduler", ["continuous", "static", "fifo"])
 @pytest.mark.parametrize(
     "limits",
     [
@@ -59,7 +63,7 @@ def test_answers_equal_each_prompt_alone(
     for i, prompt in enumerate(asked):
         assert tokens_of(outputs[str(i)]) == reference_greedy(prompt, 5 + i)
     stats = engine.stats()
-    assert (stats.preemptions > 0) == (limits.get("num_blocks") == 9 and scheduler == "continuous")
+    assert (stats.preemptions > 0) == (limits.get("num_blocks") == 9 and scheduler != "fifo")
     assert stats.prompt_tokens == sum(map(len, asked))
     assert stats.output_tokens == sum(5 + i for i in range(7))
 
@@ -105,6 +109,96 @@ def test_the_first_decode_token_right_at_a_block_edge(
     prompt = list(range(10, 10 + num_prompt))
     engine.add("edge", prompt, greedy(6))
     assert tokens_of(run_all(engine)["edge"]) == reference_greedy(prompt, 6)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_a_fully_cached_prompt_of_a_multiple_of_the_block_size(
+    make_engine: MakeEngine, run_all: RunAll, reference_greedy: Reference, blocks: int
+) -> None:
+    engine = make_engine(block_size=4)
+    prompt = list(range(30, 30 + 4 * blocks))
+    for name in ("first", "again"):
+        engine.add(name, prompt, greedy(6))
+        outputs = run_all(engine)[name]
+        assert tokens_of(outputs) == reference_greedy(prompt, 6)
+    assert outputs[-1].cached_tokens == 4 * (blocks - 1)
+    assert engine.stats().prefix_hit_tokens == 4 * (blocks - 1)
+
+
+def test_a_prompt_never_starts_from_a_block_that_is_not_yet_written(
+    make_engine: MakeEngine, run_all: RunAll, reference_greedy: Reference
+) -> None:
+    engine = make_engine(block_size=4, max_num_batched_tokens=32)
+    prompt = list(range(40, 53))
+    for name in ("one", "two", "three"):  # all admitted by one step, before any block is written
+        engine.add(name, prompt, greedy(6))
+    for outputs in run_all(engine).values():
+        assert tokens_of(outputs) == reference_greedy(prompt, 6)
+
+
+def test_preemption_then_a_prefix_hit(
+    make_engine: MakeEngine, run_all: RunAll, reference_greedy: Reference
+) -> None:
+    engine = make_engine(num_blocks=9, block_size=2)
+    beginning = [9, 8, 7, 6, 5]
+    for i in range(4):  # together they outgrow the pool; what comes back finds its own beginning
+        engine.add(str(i), [*beginning, i], greedy(8))
+    outputs = run_all(engine)
+    assert engine.stats().preemptions > 0
+    assert engine.stats().prefix_hit_tokens > 0
+    for i in range(4):
+        assert tokens_of(outputs[str(i)]) == reference_greedy([*beginning, i], 8)
+
+
+def test_a_conversation_goes_on_from_its_own_answer(
+    make_engine: MakeEngine, run_all: RunAll, reference_greedy: Reference
+) -> None:
+    engine = make_engine(block_size=4)
+    conversation = [3, 1, 4, 1, 5]
+    for turn in range(3):
+        engine.add("it", conversation, greedy(7))
+        outputs = run_all(engine)["it"]
+        assert tokens_of(outputs) == reference_greedy(conversation, 7)
+        assert (outputs[-1].cached_tokens > 5) == (turn > 0)  # of the answer too, not the prompt's
+        conversation = [*conversation, *tokens_of(outputs), 60 + turn]
+
+
+def test_without_prefix_caching_nothing_is_kept(make_engine: MakeEngine, run_all: RunAll) -> None:
+    engine = make_engine(prefix_caching=False)
+    for name in ("first", "again"):
+        engine.add(name, list(range(20)), greedy(3))
+        assert run_all(engine)[name][-1].cached_tokens == 0
+    stats = engine.stats()
+    assert (stats.blocks_free, stats.blocks_cached) == (stats.blocks_total, 0)
+
+
+def test_a_pool_full_of_cached_blocks_serves_other_prompts(
+    make_engine: MakeEngine, run_all: RunAll, reference_greedy: Reference
+) -> None:
+    engine = make_engine(num_blocks=8, block_size=2)
+    for i in range(12):
+        engine.add(str(i), [i] * 9, greedy(4))
+        assert tokens_of(run_all(engine)[str(i)]) == reference_greedy([i] * 9, 4)
+    assert engine.stats().blocks_cached > 4
+
+
+def test_blocks_held_while_nothing_runs_are_reported_and_not_served_from(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine()
+    engine._pool.extend([], 0, 4)  # a leak
+    engine.add("it", [1, 2], greedy(1))
+    with pytest.raises(RuntimeError, match="held though nothing runs"):
+        engine.step()
+
+
+def test_scheduling_is_timed_apart_from_the_model(make_engine: MakeEngine, run_all: RunAll) -> None:
+    engine = make_engine()
+    for i in range(8):
+        engine.add(str(i), [i] * 9, greedy(6))
+    run_all(engine)
+    stats = engine.stats()
+    assert 0 < stats.scheduling_seconds < stats.step_seconds
 
 
 def test_a_request_that_would_outgrow_the_pool_is_refused_and_the_largest_that_fits_is_served(
@@ -179,6 +273,28 @@ def test_a_seed_gives_the_same_answer_alone_in_company_and_through_preemption(
     crowded.add("it", [5, 6, 7], params)
     assert tokens_of(run_all(crowded)["it"]) == expected
     assert crowded.stats().preemptions > 0
+
+
+def test_float32_answers_have_the_same_bits_alone_and_in_company_while_steps_are_small(
+    run_all: RunAll,
+) -> None:
+    config = replace(DUMMY_CONFIG, vocab_size=260)  # a whole number of the kernel's tiles
+    model = Llama(config, random_weights(config), torch.float32, torch.device("cpu"))
+    if model.head.way is not Way.SKINNY:
+        pytest.skip("this machine multiplies by a library, which promises nothing of the kind")
+    loaded = LoadedModel(model, ByteTokenizer(), config, "float32")
+    asked = prompts(8, longest=11)
+    params = SamplingParams(9, temperature=1.1, seed=6, logprobs=4, ignore_eos=True)
+
+    def answer(names: list[int]) -> dict[str, list[Any]]:
+        engine = Engine(loaded, EngineConfig(num_blocks=200))
+        for i in names:
+            engine.add(str(i), asked[i], params)
+        return {name: [o.logprobs for o in out] for name, out in run_all(engine).items()}
+
+    together = answer(list(range(8)))
+    for i in range(8):
+        assert answer([i])[str(i)] == together[str(i)]  # to the last bit of each probability
 
 
 def test_without_a_seed_answers_differ_but_follow_the_engines_seed(

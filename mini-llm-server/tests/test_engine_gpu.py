@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from mini_llm_server.engine.engine import Engine, EngineConfig
-from mini_llm_server.engine.request import Output, SamplingParams
+from mini_llm_server.engine.request import Output, SamplingParams, Structure
 from mini_llm_server.llm import LLM
 from mini_llm_server.model.attention import Span, TorchPagedAttention
 from mini_llm_server.model.loader import load_model
@@ -23,9 +23,22 @@ RunAll = Callable[..., dict[str, list[Output]]]
         SamplingParams(12, temperature=0, ignore_eos=True),
         SamplingParams(12, temperature=1.2, seed=5, ignore_eos=True),
         SamplingParams(12, temperature=1.2, top_p=0.8, top_k=40, seed=5, ignore_eos=True),
+        SamplingParams(
+            12,
+            temperature=1.2,
+            min_p=0.02,
+            seed=5,
+            n=3,
+            frequency_penalty=0.5,
+            repetition_penalty=1.1,
+            logit_bias={65: 2.0},
+            logprobs=3,
+            ignore_eos=True,
+        ),
+        SamplingParams(30, temperature=1.0, seed=5, structure=Structure("regex", "[a-f]{3,20}")),
     ],
 )
-@pytest.mark.parametrize("num_blocks", [200, 12])  # 12: preempts
+@pytest.mark.parametrize("num_blocks", [400, 15])  # 15: preempts
 def test_answers_equal_the_cpus(run_all: RunAll, params: SamplingParams, num_blocks: int) -> None:
     rng = random.Random(0)
     prompts = [[rng.randrange(256) for _ in range(rng.randint(1, 25))] for _ in range(9)]
@@ -38,8 +51,10 @@ def test_answers_equal_the_cpus(run_all: RunAll, params: SamplingParams, num_blo
         for i, prompt in enumerate(prompts):
             engine.add(str(i), prompt, params)
         outputs = run_all(engine)
-        answers.append({name: [o.token_id for o in out] for name, out in outputs.items()})
-        assert (engine.stats().preemptions > 0) == (num_blocks == 12)
+        answers.append(
+            {name: [(o.index, o.token_id) for o in out] for name, out in outputs.items()}
+        )
+        assert (engine.stats().preemptions > 0) == (num_blocks == 15)
     assert answers[0] == answers[1]
 
 

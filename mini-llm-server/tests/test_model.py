@@ -234,3 +234,19 @@ def test_smollm2_logits_equal_transformers_own_reading_of_the_file() -> None:
         got = logits_in_chunks(ours, ids.tolist(), [64, 1, 1, 24], list(range(39, -1, -1)))
     assert (got - expected).norm() / expected.norm() < 1e-5
     assert (got.argmax(-1) == expected.argmax(-1)).all()
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [
+        ("cpu", None, torch.float32),
+        ("cuda", (9, 0), torch.bfloat16),
+        ("cuda", (8, 0), torch.bfloat16),
+        ("cuda", (7, 5), torch.float16),  # a T4 has no bfloat16
+    ],
+)
+def test_the_dtype_is_what_the_device_computes_fast(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: Any, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert loader.default_dtype(torch.device(device)) == expected

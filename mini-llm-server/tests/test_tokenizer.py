@@ -9,8 +9,9 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mini_llm_server.model.bpe_tokenizer import BPETokenizer
+from mini_llm_server.model.backend_tokenizer import BackendTokenizer
 from mini_llm_server.model.gguf import GGUFFile
+from mini_llm_server.model.gguf_tokenizer import gguf_tokenizer
 from mini_llm_server.model.loader import find_smollm2
 from mini_llm_server.model.tokenizer import ByteTokenizer, Tokenizer
 
@@ -28,8 +29,8 @@ def metadata() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def smollm2(metadata: dict[str, Any]) -> BPETokenizer:
-    return BPETokenizer(metadata)
+def smollm2(metadata: dict[str, Any]) -> BackendTokenizer:
+    return gguf_tokenizer(metadata)
 
 
 # SmolLM2's vocabulary has no token for these, so its tokenizer drops them: control characters,
@@ -79,7 +80,7 @@ def plain_bpe(metadata: dict[str, Any]) -> PlainBPE:
 @settings(max_examples=150, deadline=None)
 @given(text=TEXTS)
 def test_encode_is_plain_bpe_and_decode_gives_the_text_back(
-    smollm2: BPETokenizer, plain_bpe: PlainBPE, text: str
+    smollm2: BackendTokenizer, plain_bpe: PlainBPE, text: str
 ) -> None:
     ids = smollm2.encode(text)
     assert ids == plain_bpe.encode(text)
@@ -88,7 +89,7 @@ def test_encode_is_plain_bpe_and_decode_gives_the_text_back(
     assert smollm2.decode(ids) == known.decode(errors="replace")
 
 
-def test_each_digit_is_a_token(smollm2: BPETokenizer) -> None:
+def test_each_digit_is_a_token(smollm2: BackendTokenizer) -> None:
     assert [smollm2.decode([i]) for i in smollm2.encode("in 2026!")] == [
         "in", " ", "2", "0", "2", "6", "!",
     ]  # fmt: skip
@@ -97,12 +98,12 @@ def test_each_digit_is_a_token(smollm2: BPETokenizer) -> None:
 @settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 49151), max_size=20))
 def test_any_ids_decode_as_the_tokenizers_package_does(
-    smollm2: BPETokenizer, ids: list[int]
+    smollm2: BackendTokenizer, ids: list[int]
 ) -> None:
     assert smollm2.decode(ids) == smollm2._backend.decode(ids, skip_special_tokens=True)
 
 
-def test_smollm2s_chat_template(smollm2: BPETokenizer) -> None:
+def test_smollm2s_chat_template(smollm2: BackendTokenizer) -> None:
     ids = smollm2.apply_chat_template([{"role": "user", "content": "Hi"}])
     start, end = 1, 2  # <|im_start|>, <|im_end|>
     newline = smollm2.encode("\n")
@@ -125,14 +126,14 @@ def test_a_template_cannot_leave_its_sandbox_and_its_refusal_is_a_value_error(
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ ''.__class__.__mro__ }}{{ messages.append(1) }}", "refuses"),
     ):
-        broken = BPETokenizer({**metadata, "tokenizer.chat_template": template})
+        broken = gguf_tokenizer({**metadata, "tokenizer.chat_template": template})
         with pytest.raises(ValueError, match=message):
             broken.apply_chat_template([{"role": "user", "content": "Hi"}])
 
 
 def test_a_tokenizer_of_another_kind_is_refused(metadata: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="llama-bpe"):
-        BPETokenizer({**metadata, "tokenizer.ggml.pre": "llama-bpe"})
+        gguf_tokenizer({**metadata, "tokenizer.ggml.pre": "llama-bpe"})
 
 
 @given(text=TEXTS)

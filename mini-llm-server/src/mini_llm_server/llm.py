@@ -7,29 +7,59 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mini_llm_server.engine.engine import Engine, EngineConfig
-from mini_llm_server.engine.request import FinishReason, SamplingParams
+from mini_llm_server.engine.request import FinishReason, SamplingParams, TokenLogprobs
+from mini_llm_server.model.tokenizer import Message
+
+
+@dataclass
+class Answer:
+    """One answer to a prompt.
+
+    Attributes:
+        finish_reason: "error" where it broke; `error` then says why.
+        logprobs: one for each token, where `SamplingParams.logprobs` asked for them.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One prompt's answer."""
+    """A prompt and its answers, as many as `SamplingParams.n`; the properties are the first's."""
 
-    prompt: str
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    error: str = ""
+    prompt: str | list[int]
+    prompt_token_ids: list[int]
+    answers: list[Answer]
+
+    @property
+    def text(self) -> str:
+        """The first answer's text."""
+        return self.answers[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The first answer's tokens."""
+        return self.answers[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the first answer ended."""
+        return self.answers[0].finish_reason
 
 
 class LLM:
     """A loaded model that completes lists of prompts.
 
     Args:
-        model: a name that `load_model` knows.
+        model: what `load_model` takes: "smollm2", "dummy", a folder, a .gguf file, "ORG/NAME".
         options: fields of `EngineConfig`; max_waiting does not limit a list of prompts.
     """
 
@@ -38,13 +68,13 @@ class LLM:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | list[int]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Completion]:
         """Complete each prompt; all of them run together.
 
         Args:
-            prompts: texts; the chat template is not applied.
+            prompts: texts or token ids; the chat template is not applied.
             params: for all of them, or one for each.
 
         Returns:
@@ -53,38 +83,63 @@ class LLM:
         Raises:
             RequestTooLarge, ValueError: see `Engine.check`; nothing is generated then.
         """
-        if not isinstance(params, Sequence):
-            params = [params or SamplingParams()] * len(prompts)
-        if len(params) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts came with {len(params)} params: one for each")
-        ids = [self.engine.loaded.tokenizer.encode(prompt) for prompt in prompts]
-        for prompt_ids, param in zip(ids, params, strict=True):
-            self.engine.check(prompt_ids, param)
-        try:
-            return self._run(prompts, ids, params)
-        finally:  # an interrupt leaves nothing behind for the next call
-            for i in range(len(prompts)):
-                self.engine.abort(str(i))
+        encode = self.engine.loaded.tokenizer.encode
+        return self._run([
+            Completion(prompt, encode(prompt) if isinstance(prompt, str) else list(prompt), [])
+            for prompt in prompts
+        ], params)  # fmt: skip
+
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Answer each conversation, a list of {"role": ..., "content": ...}; see `generate`.
+
+        Raises:
+            ValueError: also where the model takes no conversations, or not this one.
+        """
+        template = self.engine.loaded.tokenizer.apply_chat_template
+        ids = [template(messages) for messages in conversations]
+        return self._run([Completion(each, each, []) for each in ids], params)
 
     def _run(
-        self, prompts: Sequence[str], ids: list[list[int]], params: Sequence[SamplingParams]
+        self,
+        completions: list[Completion],
+        params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[Completion]:
-        texts = [""] * len(prompts)
-        tokens: list[list[int]] = [[] for _ in prompts]
-        done: dict[int, Completion] = {}
-        to_add = deque(range(len(prompts)))
+        if not isinstance(params, Sequence):
+            params = [params or SamplingParams()] * len(completions)
+        if len(params) != len(completions):
+            raise ValueError(
+                f"{len(completions)} prompts came with {len(params)} params: one for each"
+            )
+        for completion, param in zip(completions, params, strict=True):
+            self.engine.check(completion.prompt_token_ids, param)
+            completion.answers[:] = [Answer() for _ in range(param.n)]
+        try:
+            self._step_until_done(completions, params)
+        finally:  # an interrupt leaves nothing behind for the next call
+            for i in range(len(completions)):
+                self.engine.abort(str(i))
+        return completions
+
+    def _step_until_done(
+        self, completions: Sequence[Completion], params: Sequence[SamplingParams]
+    ) -> None:
+        to_add = deque(range(len(completions)))
         max_waiting = self.engine.config.max_waiting
-        while len(done) < len(prompts):
+        unfinished = sum(param.n for param in params)
+        while unfinished:
             while to_add and self.engine.stats().waiting < max_waiting:
                 i = to_add.popleft()
-                self.engine.add(str(i), ids[i], params[i])
+                self.engine.add(str(i), completions[i].prompt_token_ids, params[i])
             for output in self.engine.step():
-                i = int(output.request_id)
-                texts[i] += output.text
+                answer = completions[int(output.request_id)].answers[output.index]
+                answer.text += output.text
                 if output.token_id is not None:
-                    tokens[i].append(output.token_id)
-                if output.finish_reason is not None:
-                    done[i] = Completion(
-                        prompts[i], texts[i], tuple(tokens[i]), output.finish_reason, output.error
-                    )
-        return [done[i] for i in range(len(prompts))]
+                    answer.token_ids.append(output.token_id)
+                if output.logprobs is not None:
+                    answer.logprobs.append(output.logprobs)
+                answer.finish_reason, answer.error = output.finish_reason, output.error
+                unfinished -= output.finish_reason is not None

@@ -88,9 +88,11 @@ class Live:
 
 
 @contextmanager
-def running(loaded: LoadedModel, drain_s: float = 5.0, **config: Any) -> Iterator[Live]:
+def running(
+    loaded: LoadedModel, drain_s: float = 5.0, api_key: str | None = None, **config: Any
+) -> Iterator[Live]:
     engine = Engine(loaded, EngineConfig(**config))
-    app = create_app(engine)
+    app = create_app(engine, api_key=api_key)
     socket = open_socket("127.0.0.1", 0)
     url = f"http://127.0.0.1:{socket.getsockname()[1]}"
     ready = threading.Event()
@@ -119,10 +121,11 @@ def shared(dummy: LoadedModel) -> Iterator[Live]:
 
 @pytest.fixture
 def live(shared: Live) -> Iterator[Live]:
-    """The server of all tests; each leaves it idle, with every block free."""
+    """The server of all tests; each leaves it idle, with no block held."""
     yield shared
     stats = shared.wait_until_idle()
-    assert stats.blocks_free == stats.blocks_total
+    assert stats.blocks_used == 0
+    assert stats.blocks_free + stats.blocks_cached == stats.blocks_total
 
 
 @pytest.fixture

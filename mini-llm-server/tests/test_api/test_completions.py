@@ -44,6 +44,7 @@ def test_gives_the_engine_s_answer(live: Any, alone: Any, prompt: str) -> None:
         "prompt_tokens": length,
         "completion_tokens": 24,
         "total_tokens": length + 24,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
@@ -85,7 +86,10 @@ def test_usage_ends_a_stream_that_asks_for_it(live: Any) -> None:
     *pieces, last = stream.chunks
     assert all(piece["usage"] is None for piece in pieces)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert last["usage"] == {
+        "prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }  # fmt: skip
 
 
 def test_a_stream_of_several_prompts_tells_them_apart(live: Any) -> None:

@@ -27,7 +27,7 @@ def send(live: Any, path: str, **body: Any) -> socket.socket:
 def check_work_was_cut_short(live: Any, requests: int = 1) -> None:
     before = live.stats()
     after = live.wait_until_idle(5)
-    assert after.blocks_free == after.blocks_total
+    assert after.blocks_free + after.blocks_cached == after.blocks_total
     assert after.output_tokens - before.output_tokens < LONG * requests / 2
 
 
@@ -81,7 +81,14 @@ def test_leaving_while_it_waits_in_the_queue(start: Any) -> None:
 def test_leaving_does_not_disturb_others(live: Any) -> None:
     expected = live.complete("stay", max_tokens=200)["choices"]
     leavers = [
-        send(live, "/v1/completions", prompt=f"leave {i}", max_tokens=LONG - 40, stream=i % 2 == 0)
+        send(
+            live,
+            "/v1/completions",
+            prompt=f"leave {i}",
+            max_tokens=LONG - 40,
+            stream=i % 2 == 0,
+            ignore_eos=True,  # else one may end by itself before the last has begun
+        )
         for i in range(10)
     ]
     live.wait_until(lambda s: s.running == 10)

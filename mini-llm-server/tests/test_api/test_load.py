@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import httpx
+from mini_llm_server.engine.request import SamplingParams
 from mini_llm_server.model.loader import LoadedModel
 
 
@@ -88,3 +89,19 @@ def test_fifo_gives_the_same_answers(start: Any, dummy: LoadedModel) -> None:
             answers.append([response.json()["choices"] for response in responses])
             assert httpx.get(live.url + "/health").json()["scheduler"] == scheduler
     assert answers[0] == answers[1]
+
+
+def test_who_got_a_place_in_the_queue_keeps_it(start: Any, monkeypatch: Any) -> None:
+    """Requests that are preempted return to the queue, which is then longer than clients may
+    make it: who was let in a moment before must not be sent away by that.
+    """
+    with start(max_waiting=2) as live:
+        add = live.engine.add
+
+        def others_come_back_first(*arguments: Any, **options: Any) -> None:
+            for i in range(2):
+                add(f"preempted-{i}", [1, 2], SamplingParams(max_tokens=1), has_place=True)
+            add(*arguments, **options)
+
+        monkeypatch.setattr(live.engine, "add", others_come_back_first)
+        assert live.post("/v1/completions", prompt="a", max_tokens=2).status_code == 200

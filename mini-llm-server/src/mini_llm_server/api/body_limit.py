@@ -6,10 +6,7 @@ from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mini_llm_server.api.errors import APIError
-
-# JSON is parsed on the event loop: this bounds how long it holds up the other streams, and how long
-# a text can keep the tokenizer busy. The largest model here reads some 40 KB of text.
-MAX_BODY_BYTES = 2**20
+from mini_llm_server.api.limits import MAX_BODY_BYTES
 
 
 class BodyLimit:

@@ -9,10 +9,12 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Scope
 
 from mini_llm_server.api import unsupported
 from mini_llm_server.api.logs import note
 from mini_llm_server.engine.request import EngineDead, QueueFull, RequestTooLarge
+from mini_llm_server.engine.sampling_params import ParameterError
 
 SHOWN_CHARACTERS = 60  # of a wrong value, in a message
 
@@ -74,7 +76,15 @@ def from_engine(error: Exception, param: str) -> APIError:
         )
     if isinstance(error, EngineDead):
         return server_error(str(error), status=503, code="engine_dead")
+    if isinstance(error, ParameterError):
+        return from_parameter(error)
     return APIError(400, str(error), param=param)
+
+
+def from_parameter(error: ParameterError) -> APIError:
+    """Return the refusal of a sampling parameter, under the request's name for it."""
+    name = {"structure": "response_format"}.get(error.parameter, error.parameter)
+    return APIError(400, str(error), param=name)
 
 
 def install(app: FastAPI) -> None:
@@ -87,12 +97,12 @@ def install(app: FastAPI) -> None:
             if error.status_code in (404, 405):
                 message = f"{request.method} {request.url.path}: {message}"
             error = APIError(error.status_code, message, headers=error.headers)
-        return _response(request, error)
+        return response_of(request.scope, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         content_type = request.headers.get("content-type", "")
-        return _response(request, from_validation(error.errors(), content_type))
+        return response_of(request.scope, from_validation(error.errors(), content_type))
 
     @app.exception_handler(ClientLeftError)
     async def left(request: Request, error: ClientLeftError) -> Response:
@@ -101,12 +111,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
         message = "internal error: the server's log says more"  # uvicorn writes it there
-        return _response(request, server_error(message, code="internal_error"))
+        return response_of(request.scope, server_error(message, code="internal_error"))
 
 
-def _response(request: Request, error: APIError) -> Response:
+def response_of(scope: Scope, error: APIError) -> Response:
+    """Return the response that says what is wrong, and note it for the log."""
     # Its message stays out of the log: it may quote the request.
-    note(request.scope, param=error.param, code=error.code)
+    note(scope, param=error.param, code=error.code)
     return JSONResponse(error.body, error.status_code, error.headers)
 
 
@@ -152,5 +163,8 @@ def _path(place: Sequence[str | int]) -> str:
 
 
 def _shortened(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested too deeply to be shown"
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."

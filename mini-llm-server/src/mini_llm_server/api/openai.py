@@ -1,29 +1,21 @@
 """The requests of OpenAI's API that this server takes, and what it refuses by name.
 
 Nothing is ignored: a field is honoured, or it may hold the one value that asks for nothing
-(`n: 1`, `logprobs: false`, null), or the request is refused with an error that names the field.
+(`store: false`, `tools: []`, null), or the request is refused with an error that names the field.
 Sources: OpenAI's API reference for chat completions and for completions.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
+from mini_llm_server.api.fields import Biases, Prompts, ResponseFormat, Stops, Text
+from mini_llm_server.api.limits import MOST_ANSWERS, MOST_STOP_TOKENS
 from mini_llm_server.api.unsupported import CHAT, COMPLETION, MESSAGE, STREAM_OPTIONS, Fields
-from mini_llm_server.engine.request import SamplingParams
-
-MOST_STOP_STRINGS = 4  # as at OpenAI; each costs a search through every answer's text
-Prompt = str | list[int]
+from mini_llm_server.engine.sampling_params import MAX_LOGPROBS, MAX_PRIORITY, SamplingParams
 
 
 class _Object(BaseModel):
@@ -46,90 +38,27 @@ class _Object(BaseModel):
 
         return {name: value for name, value in data.items() if not asks_for_nothing(name, value)}
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe in the OpenAPI document what is dropped: null, and what asks for nothing."""
+        described = handler(core)
+        schema = handler.resolve_ref_schema(described)
+        properties = schema["properties"]
+        for name in properties.keys() - set(schema.get("required", ())):
+            if {"type": "null"} not in properties[name].get("anyOf", ()):
+                about = properties[name]
+                properties[name] = {"anyOf": [about, {"type": "null"}]}
+                for key in about.keys() & {"title", "description", "default"}:
+                    properties[name][key] = about.pop(key)
+        for name, harmless in cls.unsupported.items():
+            properties[name] = {"enum": [None, *harmless], "description": "not supported"}
+        return described
+
 
 def _same(value: Any, other: Any) -> bool:
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
-
-
-def _as_prompts(value: Any) -> list[Prompt]:
-    """Return a prompt in any of its four forms as a list of texts or lists of token ids."""
-    if isinstance(value, str):
-        value = [value]
-    if isinstance(value, list) and value:
-        prompts: list[Prompt] = value
-        if all(isinstance(each, str) for each in value):
-            _check_texts(value)
-            return prompts
-        if _is_tokens(value):
-            return [value]
-        if all(isinstance(each, list) and _is_tokens(each) for each in value):
-            return prompts
-    raise ValueError(
-        "it has to be a text, a list of texts, a list of token ids or a list of such lists"
-    )
-
-
-def _check_texts(texts: list[str]) -> None:
-    """Refuse half of a surrogate pair, which JSON can spell ("\\ud83d") and UTF-8 cannot."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            half = text[error.start : error.end]
-            raise ValueError(f"it holds half a character: {half!r}") from None
-
-
-def _is_tokens(value: list[Any]) -> bool:
-    return all(type(each) is int for each in value)
-
-
-def _as_stops(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(each, str) for each in stops):
-        raise ValueError("it has to be a text or a list of texts")
-    if len(stops) > MOST_STOP_STRINGS:
-        raise ValueError(f"it holds {len(stops)} texts, and at most {MOST_STOP_STRINGS} are taken")
-    _check_texts(stops)
-    if not all(stops):
-        raise ValueError("an empty text would end every answer at once: leave it out")
-    return tuple(stops)
-
-
-def _as_text(value: Any) -> str:
-    """Return a message's content: a text, or the texts of a list of text parts, joined."""
-    if isinstance(value, str):
-        _check_texts([value])
-        return value
-    if not isinstance(value, list) or not value:
-        raise ValueError("it has to be a text or a list of text parts")
-    for i, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise ValueError(f"part {i} is of type {kind!r}, and only 'text' is supported")
-        if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
-            raise ValueError(f"part {i} has to be {{'type': 'text', 'text': '...'}}, no more")
-    _check_texts([part["text"] for part in value])
-    return "".join(part["text"] for part in value)
-
-
-_TEXT_SCHEMA = {"type": "string"}
-_PROMPT_SCHEMA = {
-    "anyOf": [
-        _TEXT_SCHEMA,
-        {"type": "array", "items": _TEXT_SCHEMA},
-        {"type": "array", "items": {"type": "integer"}},
-        {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
-    ]
-}
-_STOP_SCHEMA = {
-    "anyOf": [
-        _TEXT_SCHEMA,
-        {"type": "array", "items": _TEXT_SCHEMA, "maxItems": MOST_STOP_STRINGS},
-    ]
-}
-Prompts = Annotated[list[Prompt], PlainValidator(_as_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
-Stops = Annotated[tuple[str, ...], BeforeValidator(_as_stops), WithJsonSchema(_STOP_SCHEMA)]
-Text = Annotated[str, BeforeValidator(_as_text)]
 
 
 class StreamOptions(_Object):
@@ -155,19 +84,31 @@ class Message(_Object):
 class GenerationRequest(_Object):
     """What both kinds of completion have in common.
 
-    `top_k` and `ignore_eos` are no fields of OpenAI's; the names are vLLM's.
+    From `top_k` on the fields are none of OpenAI's; their names are vLLM's.
     """
 
     model: str
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: Biases = Field(default_factory=dict)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    n: int = Field(1, ge=1, le=MOST_ANSWERS, description="answers to each prompt")
     stop: Stops = ()
     stream: bool = False
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat = None
     user: str | None = Field(None, description="written to the request's line in the log")
-    top_k: int = Field(0, ge=0, description="keep this many most likely tokens; 0 keeps all")
+    top_k: int = Field(0, ge=0, lt=2**31, description="keep so many likely tokens; 0 keeps all")
+    min_p: float = Field(0.0, ge=0, le=1, description="drop what is less likely than this share")
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)
+    min_tokens: int = Field(0, ge=0, description="no end before so many tokens")
+    stop_token_ids: list[int] = Field(default_factory=list, max_length=MOST_STOP_TOKENS)
     ignore_eos: bool = Field(False, description="go on after an end-of-sequence token")
+    priority: int = Field(
+        0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="a lower one is served sooner"
+    )
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationRequest:
@@ -180,16 +121,36 @@ class GenerationRequest(_Object):
         """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many likely tokens are reported beside each one; None for no log-probabilities."""
+        raise NotImplementedError
+
     def sampling(self, max_tokens: int) -> SamplingParams:
-        """Return what the engine needs."""
+        """Return what the engine needs.
+
+        Raises:
+            ParameterError: two fields contradict each other.
+        """
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=self.logit_bias,
             seed=self.seed,
+            n=self.n,
+            logprobs=self.num_logprobs,
             stop=self.stop,
+            stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
+            min_tokens=self.min_tokens,
+            structure=self.response_format,
+            priority=self.priority,
         )
 
 
@@ -199,6 +160,25 @@ class CompletionRequest(GenerationRequest):
     unsupported = COMPLETION
     prompt: Prompts
     max_tokens: int = Field(16, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    best_of: int | None = Field(None, description="only as many as n: all of them are returned")
+    echo: bool = Field(False, description="begin each answer's text with its prompt")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of != self.n:
+            raise ValueError(
+                f"best_of is {self.best_of} and n {self.n}: answers are not ranked here, so leave "
+                "best_of out or make it equal to n"
+            )
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo together with logprobs is not supported: leave one of them out")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See `GenerationRequest`."""
+        return self.logprobs
 
 
 class ChatRequest(GenerationRequest):
@@ -210,15 +190,24 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(
         None, ge=1, description="null leaves the answer all the room there is"
     )
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @model_validator(mode="after")
-    def _one_limit(self) -> ChatRequest:
+    def _check_together(self) -> ChatRequest:
         old, new = self.max_tokens, self.max_completion_tokens
         if old is not None and new is not None and old != new:
             raise ValueError(
                 f"max_tokens is {old} and max_completion_tokens {new}: give one of the two"
             )
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError(f"top_logprobs is {self.top_logprobs}: it needs logprobs: true")
         return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See `GenerationRequest`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def limit(self) -> int | None:

@@ -22,19 +22,20 @@ async def events(answers: Answers, form: Format, include_usage: bool) -> AsyncIt
 
     An error after the start cannot change the status any more: it becomes an event.
     """
-    usage: dict[str, Any] = {"usage": None} if include_usage else {}
+    no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
     opened: set[int] = set()
     try:
-        async for index, output in answers.outputs():
-            opening = None if index in opened else form.opening(index)
-            opened.add(index)
-            if opening is not None:
-                yield event({**form.piece([opening]), **usage})
-            if output.text or output.finish_reason:  # else its text waits for the next token's
-                choice = form.delta(index, output.text, output.finish_reason)
-                yield event({**form.piece([choice]), **usage})
+        async for piece in answers.pieces():
+            if piece.index not in opened:
+                opened.add(piece.index)
+                opening = form.opening(piece.index)
+                if opening is not None:
+                    yield event({**opening, **no_usage})
+            # Else its text waits for the next token's.
+            if piece.text or piece.finish_reason or piece.logprobs:
+                yield event({**form.delta(piece), **no_usage})
         if include_usage:
-            yield event({**form.piece([]), "usage": answers.usage()})
+            yield event(form.closing(answers.usage()))
     except APIError as error:
         yield event(error.body)
     yield "data: [DONE]\n\n"

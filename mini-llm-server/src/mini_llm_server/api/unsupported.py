@@ -7,39 +7,25 @@ from typing import Any
 
 Fields = Mapping[str, tuple[Any, ...]]
 
-_SHARED: Fields = {
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "n": (1,),
-    "presence_penalty": (0,),
-}
-COMPLETION: Fields = {
-    **_SHARED,
-    "best_of": (1,),
-    "echo": (False,),
-    "logprobs": (),
-    "suffix": ("",),
-}
+COMPLETION: Fields = {"suffix": ("",)}
 CHAT: Fields = {
-    **_SHARED,
     "audio": (),
     "function_call": ("none",),
     "functions": ([],),
-    "logprobs": (False,),
     "metadata": ({},),
     "modalities": (["text"],),
+    "moderation": (),
     "parallel_tool_calls": (True, False),  # of no tools
     "prediction": (),
     "prompt_cache_key": (),
+    "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "tool_choice": ("none",),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }

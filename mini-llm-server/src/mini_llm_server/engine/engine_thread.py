@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,15 +30,20 @@ if TYPE_CHECKING:
     from mini_llm_server.engine.engine import Engine, EngineStats
 
 log = logging.getLogger(__name__)
+SWITCH_INTERVAL = 0.0005  # seconds
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Mailbox:
-    """Where the engine's thread delivers one request's outputs."""
+    """Where the engine's thread delivers one request's outputs.
+
+    `unfinished` holds the indices of its answers that have not ended; only that thread uses it.
+    """
 
     request_id: str
     num_prompt_tokens: int
     loop: asyncio.AbstractEventLoop
+    unfinished: set[int]
     outputs: asyncio.Queue[Output] = field(default_factory=asyncio.Queue)
 
 
@@ -56,6 +62,8 @@ class _Abort:
 class OutputStream:
     """The outputs of one request: an asynchronous iterator that ends after the last piece.
 
+    The pieces of a request's n answers come mixed; `Output.index` tells them apart.
+
     Leaving it early (`aclose`, `async with`, a cancelled task, or just dropping it) aborts the
     request and frees its blocks.
     """
@@ -64,20 +72,20 @@ class OutputStream:
         self.request_id = mailbox.request_id
         self._owner = owner
         self._outputs = mailbox.outputs
-        self._ended = False
+        self._num_unfinished = len(mailbox.unfinished)
 
     def __aiter__(self) -> OutputStream:
         return self
 
     async def __anext__(self) -> Output:
-        if self._ended:
+        if not self._num_unfinished:
             raise StopAsyncIteration
         try:
             output = await self._outputs.get()
         except BaseException:  # cancelled: nobody will read the rest
             self._leave()
             raise
-        self._ended = output.finish_reason is not None
+        self._num_unfinished -= output.finish_reason is not None
         return output
 
     async def __aenter__(self) -> OutputStream:
@@ -99,8 +107,8 @@ class OutputStream:
         self._leave()
 
     def _leave(self) -> None:
-        if not self._ended:
-            self._ended = True
+        if self._num_unfinished:
+            self._num_unfinished = 0
             self._owner._drop(self.request_id)
 
 
@@ -127,6 +135,10 @@ class EngineThread:
 
     def start(self) -> None:
         """Start serving. An EngineThread serves once: after `stop`, make a new one."""
+        # The model's operators let go of the interpreter's lock and take it back hundreds of times
+        # a step. A thread that holds it is asked to give way only after this interval: with
+        # Python's 5 ms, a busy event loop would hold up every step several times as long.
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         self._why_ended = ""
         self._thread.start()
 
@@ -164,16 +176,19 @@ class EngineThread:
         limit = self._engine.config.max_waiting
         if stats.waiting + self._num_submitted - num_taken >= limit:
             raise QueueFull(f"{limit} requests wait already: try again later")
-        mailbox = _Mailbox(request_id, len(prompt_token_ids), asyncio.get_running_loop())
+        mailbox = _Mailbox(
+            request_id, len(prompt_token_ids), asyncio.get_running_loop(), set(range(params.n))
+        )
         self._mailboxes[request_id] = mailbox
         # Only now: a thread that ends after this look delivers an error to the mailbox, one that
         # ended before is seen here. So no request is left without an answer.
         if not self.healthy:
             self._mailboxes.pop(request_id, None)
             raise EngineDead(f"the engine does not run: {self._why_ended}")
+        stream = OutputStream(self, mailbox)  # now: from the put on, the mailbox is the thread's
         self._num_submitted += 1
         self._inbox.put(_Add(request_id, tuple(prompt_token_ids), params))
-        return OutputStream(self, mailbox)
+        return stream
 
     def _drop(self, request_id: str) -> None:
         if self._mailboxes.pop(request_id, None) is not None:
@@ -187,16 +202,13 @@ class EngineThread:
                 self._publish()
                 outputs = self._engine.step()
                 self._publish()  # first: who reads an output may then look at the statistics
-                for output in outputs:
-                    self._deliver(output)
+                self._deliver(outputs)
         except BaseException as error:
             log.exception("the engine's thread has died")
             reason, why = "error", f"it died of {error!r}"
         self._why_ended = why
         for mailbox in list(self._mailboxes.values()):
-            text = f"the engine ended: {why}" if reason == "error" else ""
-            prompt = mailbox.num_prompt_tokens
-            self._deliver(Output(mailbox.request_id, None, "", reason, prompt, 0, text))
+            self._end(mailbox, reason, f"the engine ended: {why}" if reason == "error" else "")
 
     def _take_commands(self) -> bool:
         """Carry out what is in the inbox, waiting for it while there is no work; False to stop."""
@@ -213,21 +225,48 @@ class EngineThread:
                 continue
             self._num_taken += 1
             try:
-                self._engine.add(command.request_id, command.prompt_token_ids, command.params)
-            except (ValueError, QueueFull) as error:  # it came to be refused since generate()
-                prompt = len(command.prompt_token_ids)
-                self._deliver(Output(command.request_id, None, "", "error", prompt, 0, str(error)))
+                # generate() has found a place in the queue for it, and told the client so.
+                self._engine.add(
+                    command.request_id, command.prompt_token_ids, command.params, has_place=True
+                )
+            except ValueError as error:  # it came to be refused since generate()
+                mailbox = self._mailboxes.get(command.request_id)
+                if mailbox is not None:
+                    self._end(mailbox, "error", str(error))
 
     def _publish(self) -> None:
         self._snapshot = (self._num_taken, self._engine.stats())
 
-    def _deliver(self, output: Output) -> None:
-        mailbox = self._mailboxes.get(output.request_id)
-        if mailbox is None:  # dropped; its abort is on the way
-            return
-        if output.finish_reason is not None:
-            self._mailboxes.pop(output.request_id, None)
-        try:
-            mailbox.loop.call_soon_threadsafe(mailbox.outputs.put_nowait, output)
-        except RuntimeError:  # the event loop is closed: nobody can read it any more
-            self._drop(output.request_id)
+    def _end(self, mailbox: _Mailbox, reason: FinishReason, error: str) -> None:
+        """Tell a request that nothing more comes for its unfinished answers."""
+        name, prompt = mailbox.request_id, mailbox.num_prompt_tokens
+        self._deliver(
+            [
+                Output(name, None, "", reason, prompt, 0, error, index=index)
+                for index in sorted(mailbox.unfinished)
+            ]
+        )
+
+    def _deliver(self, outputs: Sequence[Output]) -> None:
+        """Hand outputs to their event loops, waking each of them once for all."""
+        for_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Mailbox, Output]]] = {}
+        for output in outputs:
+            mailbox = self._mailboxes.get(output.request_id)
+            if mailbox is None:  # dropped; its abort is on the way
+                continue
+            if output.finish_reason is not None:
+                mailbox.unfinished.discard(output.index)
+                if not mailbox.unfinished:
+                    self._mailboxes.pop(output.request_id, None)
+            for_loop.setdefault(mailbox.loop, []).append((mailbox, output))
+        for loop, pieces in for_loop.items():
+            try:
+                loop.call_soon_threadsafe(_put, pieces)
+            except RuntimeError:  # the event loop is closed: nobody can read them any more
+                for mailbox, _ in pieces:
+                    self._drop(mailbox.request_id)
+
+
+def _put(pieces: Sequence[tuple[_Mailbox, Output]]) -> None:
+    for mailbox, output in pieces:
+        mailbox.outputs.put_nowait(output)

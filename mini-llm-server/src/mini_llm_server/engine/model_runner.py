@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mini_llm_server.engine.kv_cache import Copy
 from mini_llm_server.engine.request import Request
 from mini_llm_server.engine.scheduler import Chunk
-from mini_llm_server.model.attention import AttentionBackend, Span, TorchPagedAttention
+from mini_llm_server.model.attention import LayerAttention, Span, make_attention
 from mini_llm_server.model.transformer import Llama
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What a step's forward pass needs.
+
+    Attributes:
+        token_ids, positions: [N] int64, of the step's N tokens.
+        rows: [S] int64, the tokens whose logits are wanted.
+        attend: the step's attention.
+        copies: (from, to) blocks of the KV cache, to be copied first.
+        sampling: the requests of the S rows.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    rows: Tensor
+    attend: LayerAttention
+    copies: list[Copy]
+    sampling: list[Request]
 
 
 class ModelRunner:
@@ -18,16 +40,12 @@ class ModelRunner:
 
     def __init__(self, model: Llama, num_blocks: int, block_size: int) -> None:
         self.model = model
-        self.attention: AttentionBackend = TorchPagedAttention(
+        self.attention = make_attention(
             model.config, num_blocks, block_size, model.dtype, model.device
         )
 
-    def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[Request]]:
-        """Compute the chunks.
-
-        Returns:
-            logits [S, vocab] of the S chunks that sample, and their requests in the same order.
-        """
+    def prepare(self, chunks: Sequence[Chunk]) -> StepInputs:
+        """Flatten the chunks into one batch of tokens and plan its attention."""
         # Decodes first and by length: the attention backend batches neighbours of like length.
         chunks = sorted(chunks, key=lambda c: (c.num_tokens > 1, c.start + c.num_tokens))
         token_ids: list[int] = []
@@ -35,19 +53,28 @@ class ModelRunner:
         spans: list[Span] = []
         rows: list[int] = []
         sampling: list[Request] = []
+        copies: list[Copy] = []
         for chunk in chunks:
             end = chunk.start + chunk.num_tokens
             token_ids += chunk.request.token_ids[chunk.start : end]
             positions += range(chunk.start, end)
             spans.append(Span(chunk.start, chunk.num_tokens, chunk.request.block_table))
+            copies += chunk.copies
             if chunk.samples:
                 rows.append(len(token_ids) - 1)
                 sampling.append(chunk.request)
         device = self.model.device
-        logits = self.model.forward(
+        return StepInputs(
             torch.tensor(token_ids, device=device),
             torch.tensor(positions, device=device),
             torch.tensor(rows, dtype=torch.int64, device=device),
             self.attention.plan(spans),
+            copies,
+            sampling,
         )
-        return logits, sampling
+
+    def run(self, inputs: StepInputs) -> Tensor:
+        """Return the logits [S, vocab]."""
+        if inputs.copies:
+            self.attention.copy_blocks(inputs.copies)
+        return self.model.forward(inputs.token_ids, inputs.positions, inputs.rows, inputs.attend)

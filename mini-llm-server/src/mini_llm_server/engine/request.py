@@ -6,11 +6,30 @@ Pure Python: the scheduler and its simulations use these without torch.
 from __future__ import annotations
 
 import enum
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from mini_llm_server.engine.sampling_params import ParameterError, SamplingParams, Structure
+from mini_llm_server.engine.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from mini_llm_server.engine.structure import Matcher
+
+__all__ = [
+    "EngineDead",
+    "FinishReason",
+    "Output",
+    "ParameterError",
+    "QueueFull",
+    "Request",
+    "RequestTooLarge",
+    "SamplingParams",
+    "Status",
+    "Structure",
+    "TokenLogprobs",
+]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -28,60 +47,34 @@ class EngineDead(RuntimeError):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class SamplingParams:
-    """How the tokens of one request are chosen and when it ends.
+class TokenLogprobs:
+    """Natural logarithms of the model's own probabilities at one place of an answer.
 
-    Args:
-        max_tokens: most tokens to generate, at least 1.
-        temperature: logits are divided by it; 0 is greedy.
-        top_p: keep the smallest set of most likely tokens whose probability reaches this.
-        top_k: keep this many most likely tokens; 0 keeps all.
-        seed: the same seed, prompt and parameters draw the same random numbers, whatever else
-            runs at the same time. None draws a fresh one from the engine's own seed.
-        stop: strings that end the generation; the text returned ends before them.
-        ignore_eos: keep on generating after an end-of-sequence token (for benchmarks).
-
-    Raises:
-        ValueError: naming the parameter, its value and its range.
+    Attributes:
+        token_id, logprob: the sampled token.
+        top: (token id, logprob) of the likeliest tokens, likeliest first, as many as asked for.
     """
 
-    max_tokens: int = 16
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}: it must be at least 1")
-        # `not (x >= 0)` instead of `x < 0`: NaN fails the first and passes the second.
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(
-                f"temperature is {self.temperature}: it must be finite and at least 0 (0 is greedy)"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: it must be above 0 and at most 1 (1 is off)")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}: it must be at least 0 (0 is off)")
-        if isinstance(self.stop, str):
-            raise ValueError(f"stop is the string {self.stop!r}: pass a tuple, ({self.stop!r},)")
-        if any(not s for s in self.stop):
-            raise ValueError(f"stop is {self.stop!r}: an empty stop string would match at once")
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Output:
-    """One streamed piece of a request's answer.
+    """One streamed piece of one of a request's answers.
 
     Attributes:
         token_id: the token sampled in this step; None where there is none (abort, error).
         text: text that became final in this step. Never half a UTF-8 character, and held back
             while it may be the start of a stop string; the last piece carries what was held.
-        finish_reason: None until the last piece.
-        prompt_tokens, completion_tokens: counts so far; an end-of-sequence token is counted.
+        finish_reason: None until the last piece of this answer.
+        prompt_tokens, completion_tokens: counts so far, of this answer; an end-of-sequence token
+            is counted.
         error: the reason, where finish_reason is "error".
+        index: which of the request's n answers, from 0. Each of them ends with a finish_reason.
+        logprobs: of the token in `token_id`, where `SamplingParams.logprobs` asked for them.
+        cached_tokens: how many of the prompt's tokens were found in the prefix cache.
     """
 
     request_id: str
@@ -91,10 +84,13 @@ class Output:
     prompt_tokens: int
     completion_tokens: int
     error: str = ""
+    index: int = 0
+    logprobs: TokenLogprobs | None = None
+    cached_tokens: int = 0
 
 
 class Status(enum.Enum):
-    """Where a request is: in the queue, in the batch, or done."""
+    """Where a sequence is: in the queue, in the batch, or done."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -103,27 +99,54 @@ class Status(enum.Enum):
 
 @dataclass(eq=False)
 class Request:
-    """The engine's state of one request.
+    """The engine's state of one sequence: a request, or one of its n answers.
+
+    A request of n answers starts as one sequence. When its prompt is computed it forks: n - 1
+    more go on from there, each with its own tokens and random numbers.
 
     `token_ids` is prompt and output in one list, so that prefill, decode and the recomputation
     after a preemption are one thing: compute the tokens from `num_computed_tokens` on.
 
     Attributes:
+        seed: what its random numbers come from.
+        index: which of the request's answers.
+        num_forks: answers that are still to be forked off.
+        rank: its place among all sequences; set by the scheduler, the smallest goes first.
         block_table: KV blocks in the order of the sequence; block i holds tokens
             [i * block_size, (i + 1) * block_size).
+        block_keys: names of its first full blocks, as far as they were needed.
         num_computed_tokens: tokens whose keys and values are in the cache.
+        num_cached_tokens: tokens that the prefix cache had when it was first admitted.
         rng: draws one number for each sampled token, and for nothing else.
+        text: what of its answer is final text.
+        token_counts: token -> how often the answer holds it, 0 for those of the prompt; kept only
+            for a request with penalties.
+        matcher: where in its structure the answer is; None without one.
     """
 
     request_id: str
     token_ids: list[int]
     params: SamplingParams
     num_prompt_tokens: int
-    rng: random.Random
+    seed: int
+    matcher: Matcher | None = None
+    index: int = 0
+    num_forks: int = 0
+    rank: tuple[int, int, int] = (0, 0, 0)
     status: Status = Status.WAITING
     block_table: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_cached_tokens: int | None = None
     num_preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        # The first answer's numbers are those of a request for one answer.
+        self.rng = random.Random(f"answer {self.index} of {self.seed}" if self.index else self.seed)
+        self.text = TextStream(self.params.stop)
+        self.token_counts: dict[int, int] | None = None
+        if self.params.has_penalties:
+            self.token_counts = dict.fromkeys(self.token_ids, 0)
 
     @classmethod
     def create(
@@ -132,11 +155,36 @@ class Request:
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         fallback_seed: int = 0,
+        matcher: Matcher | None = None,
     ) -> Request:
         """Return a waiting request; `fallback_seed` seeds it if the parameters hold no seed."""
         seed = fallback_seed if params.seed is None else params.seed
         prompt = list(prompt_token_ids)
-        return cls(request_id, prompt, params, len(prompt), random.Random(seed))
+        return cls(request_id, prompt, params, len(prompt), seed, matcher, num_forks=params.n - 1)
+
+    def fork(self, index: int) -> Request:
+        """Return an answer to the same prompt; `Scheduler.fork` gives it blocks and a seat."""
+        return Request(
+            self.request_id,
+            list(self.token_ids),
+            self.params,
+            self.num_prompt_tokens,
+            self.seed,
+            self.matcher and self.matcher.copy(),
+            index=index,
+            num_cached_tokens=self.num_cached_tokens,
+        )
+
+    def append(self, token: int) -> None:
+        """Add a sampled token."""
+        self.token_ids.append(token)
+        if self.token_counts is not None:
+            self.token_counts[token] = self.token_counts.get(token, 0) + 1
+
+    @property
+    def seats(self) -> int:
+        """Places in the batch that it takes, those of its future forks included."""
+        return 1 + self.num_forks
 
     @property
     def num_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""The sampler: one token for each row of logits.
+"""The sampler: one token for each row of logits, once `logits.adjust` has changed them.
 
 Each request draws one uniform number from its own generator for each token and looks it up in
 the cumulative distribution of its row. So its draws depend on its seed and on how many tokens it
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from mini_llm_server.engine.request import Request
 
-# Rows with top_p look at this many most likely tokens first; a row whose mass lies wider is
-# sorted in full. A sort of the whole vocabulary for every row would cost more than the model's
-# output projection.
-_TOP_P_CANDIDATES = 256
+# Rows with top_k or top_p look at so many most likely tokens first, then at more, and only those
+# whose mass lies wider still are sorted in full: a sort of the whole vocabulary for every row would
+# cost more than the model's output projection.
+_CANDIDATES = (256, 4096)
+_SMALLEST_TEMPERATURE = 1e-30  # float32 has it, and divides every difference into infinity
 
 
 def sample(logits_SV: Tensor, requests: Sequence[Request]) -> list[int | None]:
@@ -48,17 +49,25 @@ def _is_filtered(request: Request) -> bool:
 
 
 def _weights(logits: Tensor, maximum: Tensor, requests: Sequence[Request]) -> Tensor:
-    """Return exp((logit - max) / temperature) in float64; the largest of a row is exactly 1.
+    """Return exp((logit - max) / temperature), at least in float32; a row's largest is exactly 1.
 
-    The maximum goes first, so that a tiny temperature gives zeros instead of inf - inf. Float64
-    keeps a cumulative sum over 10^5 tokens from losing the unlikely ones.
+    The maximum goes first, so that a tiny temperature gives zeros instead of inf - inf. A weight is
+    the share of the likeliest token's probability that min_p (Nguyen et al. 2024) speaks of.
     """
-    temperature = _column([r.params.temperature for r in requests], logits)
-    return ((logits.double() - maximum.double()[:, None]) / temperature).exp()
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    logits = logits.to(kind)
+    temperature = [max(r.params.temperature, _SMALLEST_TEMPERATURE) for r in requests]
+    scale = _column(temperature, logits).to(kind)
+    weights = (logits - maximum.to(kind)[:, None]).div_(scale).exp_()
+    if any(r.params.min_p for r in requests):
+        min_p = _column([r.params.min_p for r in requests], logits).to(kind)
+        weights = weights.masked_fill(weights < min_p, 0.0)
+    return weights
 
 
 def _draw_wide(logits: Tensor, maximum: Tensor, requests: Sequence[Request]) -> list[int]:
-    cumulative = _weights(logits, maximum, requests).cumsum(-1)
+    # In float64, a sum over 10^5 tokens does not lose the unlikely ones.
+    cumulative = _weights(logits, maximum, requests).cumsum(-1, dtype=torch.float64)
     return _pick(cumulative, cumulative[:, -1:], requests)[:, 0].tolist()
 
 
@@ -66,24 +75,33 @@ def _draw_filtered(logits: Tensor, maximum: Tensor, requests: Sequence[Request])
     """Draw from the top_k most likely tokens, then from the top_p of those."""
     V = logits.shape[-1]
     weights = _weights(logits, maximum, requests)
-    top_k = torch.tensor([r.params.top_k or V for r in requests], device=logits.device)
+    top_k = torch.tensor([r.params.top_k or V for r in requests], device=logits.device)[:, None]
     top_p = _column([r.params.top_p for r in requests], logits)
-
-    count = min(V, max([_TOP_P_CANDIDATES, *(r.params.top_k for r in requests)]))
-    while True:
-        sorted_weights, order = weights.topk(count, dim=-1)
+    sums = weights.sum(-1, keepdim=True, dtype=torch.float64)
+    chosen = [0] * len(requests)
+    left = torch.arange(len(requests), device=logits.device)  # rows whose mass lies wider
+    for count in (*(c for c in _CANDIDATES if c < V), V):
+        sorted_weights, order = weights[left].topk(count, dim=-1)
         rank = torch.arange(count, device=logits.device)
-        kept = torch.where(rank < top_k[:, None], sorted_weights, 0.0)
+        kept = torch.where(rank < top_k[left], sorted_weights.double(), 0.0)
         cumulative = kept.cumsum(-1)
-        # The mass that top_p is a share of: what top_k left, or the whole row.
-        total = torch.where((top_k < V)[:, None], cumulative[:, -1:], weights.sum(-1, keepdim=True))
-        if count == V or bool(((cumulative[:, -1:] >= top_p * total) | (top_k < V)[:, None]).all()):
+        # The mass that top_p is a share of: what top_k leaves, or the whole row.
+        is_cut = top_k[left] <= count
+        total = torch.where(is_cut, cumulative[:, -1:], sums[left])
+        wanted = top_p[left] * total
+        enough = is_cut | ((top_k[left] == V) & (cumulative[:, -1:] >= wanted))
+        enough = enough[:, 0] if count < V else torch.ones_like(left, dtype=torch.bool)
+        nucleus = torch.where(cumulative - kept < wanted, kept, 0.0).cumsum(-1)[enough]
+        rows = left[enough].tolist()
+        if rows:
+            column = _pick(nucleus, nucleus[:, -1:], [requests[row] for row in rows])
+            tokens = order[enough].gather(-1, column)[:, 0].tolist()
+            for row, token in zip(rows, tokens, strict=True):
+                chosen[row] = token
+        left = left[~enough]
+        if not len(left):
             break
-        count = V
-    before = cumulative - kept
-    nucleus = torch.where(before < top_p * total, kept, 0.0).cumsum(-1)
-    chosen = _pick(nucleus, nucleus[:, -1:], requests)
-    return order.gather(-1, chosen)[:, 0].tolist()
+    return chosen
 
 
 def _pick(cumulative: Tensor, total: Tensor, requests: Sequence[Request]) -> Tensor:

@@ -27,8 +27,11 @@ def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
     def matrix(rows: int, columns: int) -> Tensor:
         return torch.empty(rows, columns).normal_(0, columns**-0.5, generator=generator)
 
-    def norm() -> Tensor:
-        return 1 + 0.1 * torch.randn(config.hidden_size, generator=generator)
+    def norm(size: int = config.hidden_size) -> Tensor:
+        return 1 + 0.1 * torch.randn(size, generator=generator)
+
+    def bias(size: int) -> Tensor:
+        return 0.5 * torch.randn(size, generator=generator)
 
     E, F = config.hidden_size, config.intermediate_size
     H, K = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -51,6 +54,14 @@ def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
             at + "mlp.up_proj.weight": matrix(F, E),
             at + "mlp.down_proj.weight": matrix(E, F),
         }
+        if config.qkv_bias:
+            for name, size in (("q", H), ("k", K), ("v", K)):
+                weights[f"{at}self_attn.{name}_proj.bias"] = bias(size)
+        if config.output_bias:
+            weights[at + "self_attn.o_proj.bias"] = bias(E)
+        if config.qk_norm:
+            weights[at + "self_attn.q_norm.weight"] = norm(config.head_dim)
+            weights[at + "self_attn.k_norm.weight"] = norm(config.head_dim)
     if not config.tie_word_embeddings:
         weights["lm_head.weight"] = matrix(config.vocab_size, E)
     return weights

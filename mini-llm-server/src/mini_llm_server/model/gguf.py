@@ -23,6 +23,8 @@ _SCALARS = {  # GGUF's value types: how struct reads each
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
+_MOST_ALIGNMENT = 2**20
+_MOST_DIMENSIONS = 4  # ggml's own limit
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class GGUFFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no GGUF of version 2 or 3, or it ends too early.
+        ValueError: it is no GGUF of version 2 or 3, it ends too early, or it is broken.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,17 +58,23 @@ class GGUFFile:
             version = self._scalar("<I")
         if version not in (2, 3):
             raise ValueError(f"{path} is no GGUF file of version 2 or 3: it starts with {magic!r}")
+        self.metadata: dict[str, Any] = {}
+        self._infos: dict[str, _TensorInfo] = {}
         try:
             num_tensors, num_pairs = self._scalar("<Q"), self._scalar("<Q")
-            self.metadata: dict[str, Any] = {}
             for _ in range(num_pairs):
                 key = self._string()
                 self.metadata[key] = self._value(self._scalar("<I"))
-            infos = [self._tensor_info() for _ in range(num_tensors)]
-        except struct.error as error:
+            for _ in range(num_tensors):
+                name = self._string()
+                self._infos[name] = self._tensor_info()
+        except (struct.error, OverflowError) as error:
             raise ValueError(f"{path} is cut off: its header ends at byte {self._at}") from error
-        self._infos = dict(infos)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"{path} is broken at byte {self._at} of its header") from error
         alignment = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or not 0 < alignment <= _MOST_ALIGNMENT:
+            raise ValueError(f"{path} has general.alignment {alignment!r}: it is broken")
         self._data_start = -(-self._at // alignment) * alignment
 
     def tensor_names(self) -> list[str]:
@@ -87,6 +95,11 @@ class GGUFFile:
         numel = 1
         for size in info.shape:
             numel *= size
+        if numel % kind.block:
+            raise ValueError(
+                f"{name} in {self.path} has {numel} elements, and {kind.name} comes in blocks of "
+                f"{kind.block}"
+            )
         start = self._data_start + info.offset
         raw = self._data[start : start + numel // kind.block * kind.block_bytes]
         if len(raw) < numel // kind.block * kind.block_bytes:
@@ -102,6 +115,8 @@ class GGUFFile:
     def _string(self) -> str:
         start = self._at + 8
         self._at = start + self._scalar("<Q")
+        if self._at > len(self._data):
+            raise struct.error
         return self._data[start : self._at].decode()
 
     def _value(self, kind: int) -> Any:
@@ -114,11 +129,13 @@ class GGUFFile:
             raise ValueError(f"{self.path} holds a value of unknown type {kind} at {self._at}")
         return self._scalar(_SCALARS[kind])
 
-    def _tensor_info(self) -> tuple[str, _TensorInfo]:
-        name = self._string()
-        shape = [self._scalar("<Q") for _ in range(self._scalar("<I"))]
+    def _tensor_info(self) -> _TensorInfo:
+        num_dimensions = self._scalar("<I")
+        if num_dimensions > _MOST_DIMENSIONS:
+            raise ValueError(f"{self.path} holds a tensor of {num_dimensions} dimensions")
+        shape = [self._scalar("<Q") for _ in range(num_dimensions)]
         kind, offset = self._scalar("<I"), self._scalar("<Q")
-        return name, _TensorInfo(tuple(reversed(shape)), kind, offset)
+        return _TensorInfo(tuple(reversed(shape)), kind, offset)
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,26 @@ class Tokenizer(Protocol):
     eos_token_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without anything added in front."""
+        """Return the ids of a text, behind what the model's own tokenizer adds in front."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; special tokens have none."""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes one token stands for: their concatenation is the text in UTF-8."""
+        """Return the bytes one token stands for: their concatenation is the text in UTF-8.
+
+        A special token stands for none, and neither does an id that the tokenizer does not use.
+        """
+
+    def token_text(self, token_id: int) -> str:
+        """Return how one token is shown, also a special one; broken UTF-8 becomes U+FFFD."""
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of a conversation, up to where the assistant's answer starts."""
+        """Return the ids of a conversation, up to where the assistant's answer starts.
+
+        Raises:
+            ValueError: the model takes no conversations, or not this one.
+        """
 
 
 class ByteTokenizer:
@@ -45,6 +55,11 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """Return the byte, or nothing for a special token."""
         return bytes([token_id]) if token_id < 256 else b""
+
+    def token_text(self, token_id: int) -> str:
+        """Return the byte as a character, or the special token's name."""
+        names = {self.EOS: "<eos>", self.TURN: "<turn>", self.END_OF_TURN: "<end-of-turn>"}
+        return names.get(token_id) or self.token_bytes(token_id).decode(errors="replace")
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
         """Return the turns, each as TURN role newline content END_OF_TURN."""

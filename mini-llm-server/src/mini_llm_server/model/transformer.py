@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mini_llm_server.model.attention.base import LayerAttention
 from mini_llm_server.model.config import ModelConfig
+from mini_llm_server.model.elementwise import make_elementwise, rms_norm
 from mini_llm_server.model.linear import Linear
+from mini_llm_server.model.rope import rotary_table
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Layer:
 
     attention_norm: Tensor  # [E]
     qkv: Linear  # [(H + 2 K) * D, E]
+    qk_norm: Tensor | None  # [H + K, D]
     output: Linear  # [E, H * D]
     mlp_norm: Tensor  # [E]
     gate_up: Linear  # [2 F, E]
@@ -61,7 +63,7 @@ class Llama:
 
         def take(name: str, *shape: int) -> Tensor:
             if name not in weights:
-                raise ValueError(f"the weights hold no {name}: is this a Llama-shaped model?")
+                raise ValueError(f"the weights hold no {name}: they are not of this config's model")
             weight = weights[name]
             if weight.shape != shape:
                 got = list(weight.shape)
@@ -71,15 +73,27 @@ class Llama:
         def layer(i: int) -> Layer:
             at = f"model.layers.{i}."
             H, K = config.num_heads * D, config.num_kv_heads * D
-            q = take(at + "self_attn.q_proj.weight", H, E)
-            k = take(at + "self_attn.k_proj.weight", K, E)
-            v = take(at + "self_attn.v_proj.weight", K, E)
+            rows = {"q": H, "k": K, "v": K}
+            qkv = [take(f"{at}self_attn.{n}_proj.weight", size, E) for n, size in rows.items()]
+            qkv_bias = output_bias = qk_norm = None
+            if config.qkv_bias:
+                biases = [take(f"{at}self_attn.{n}_proj.bias", size) for n, size in rows.items()]
+                qkv_bias = torch.cat(biases)
+            if config.output_bias:
+                output_bias = take(at + "self_attn.o_proj.bias", E)
+            if config.qk_norm:
+                q_norm = take(at + "self_attn.q_norm.weight", D)
+                k_norm = take(at + "self_attn.k_norm.weight", D)
+                qk_norm = torch.cat(
+                    [q_norm.expand(config.num_heads, D), k_norm.expand(config.num_kv_heads, D)]
+                )
             gate = take(at + "mlp.gate_proj.weight", F_, E)
             up = take(at + "mlp.up_proj.weight", F_, E)
             return Layer(
                 take(at + "input_layernorm.weight", E),
-                Linear(torch.cat([q, k, v])),
-                Linear(take(at + "self_attn.o_proj.weight", E, H)),
+                Linear(torch.cat(qkv), qkv_bias),
+                qk_norm,
+                Linear(take(at + "self_attn.o_proj.weight", E, H), output_bias),
                 take(at + "post_attention_layernorm.weight", E),
                 Linear(torch.cat([gate, up])),
                 Linear(take(at + "mlp.down_proj.weight", E, F_)),
@@ -92,7 +106,13 @@ class Llama:
         if not config.tie_word_embeddings:
             head = take("lm_head.weight", config.vocab_size, E)
         self.head = Linear(head)
-        self._cos_PD, self._sin_PD = _rotary_table(config, dtype, device)
+        self._elementwise = make_elementwise(dtype, device)
+        self._cos_PD, self._sin_PD = (
+            table.to(device, dtype)
+            for table in rotary_table(
+                D, config.rope_theta, config.rope_scaling, config.max_position
+            )
+        )
 
     def forward(
         self, token_ids_N: Tensor, positions_N: Tensor, rows_S: Tensor, attend: LayerAttention
@@ -110,48 +130,18 @@ class Llama:
         H, K, D = config.num_heads, config.num_kv_heads, config.head_dim
         cos_N1D = self._cos_PD[positions_N][:, None]
         sin_N1D = self._sin_PD[positions_N][:, None]
+        eps, ops = config.rms_norm_eps, self._elementwise
         x = self.embedding[token_ids_N]
+        delta: Tensor | None = None
         for i, layer in enumerate(self.layers):
-            qkv = layer.qkv(_rms_norm(x, layer.attention_norm, config.rms_norm_eps))
-            qkv = qkv.view(-1, H + 2 * K, D)
-            qk = _rotate(qkv[:, : H + K], cos_N1D, sin_N1D)
+            x, normed = ops.add_norm(x, delta, layer.attention_norm, eps)
+            qkv = layer.qkv(normed).view(-1, H + 2 * K, D)
+            qk = qkv[:, : H + K]
+            if layer.qk_norm is not None:
+                qk = rms_norm(qk, layer.qk_norm, eps)
+            qk = ops.rotate(qk, cos_N1D, sin_N1D)
             mixed = attend(i, qk[:, :H], qk[:, H:], qkv[:, H + K :])
-            x = x + layer.output(mixed)
-            gate_up = layer.gate_up(_rms_norm(x, layer.mlp_norm, config.rms_norm_eps))
-            gate, up = gate_up.chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
-        return self.head(_rms_norm(x[rows_S], self.norm_E, config.rms_norm_eps))
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm; in at least float32, where the mean of squares has to be exact."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return (wide * scale).to(x.dtype) * weight
-
-
-def _rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-    """Rotary positions (RoPE, Su et al. 2021) on the pairs (d, d + D / 2), as Llama's files have.
-
-    `sin` carries the sign: its first half is negative.
-    """
-    swapped = x_NHD.roll(x_NHD.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x_NHD * cos_N1D, swapped, sin_N1D)
-
-
-def _rotary_table(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [max_position, D], sin with the sign of the rotation in it.
-
-    The angles are float32 even for a float64 model: they are part of what the model was trained
-    with, and float32 ones are what its published logits come from.
-    """
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequency = 1.0 / config.rope_theta**half
-    angle = torch.arange(config.max_position).float()[:, None] * frequency
-    cos, sin = angle.cos(), angle.sin()
-    return (
-        torch.cat([cos, cos], -1).to(device, dtype),
-        torch.cat([-sin, sin], -1).to(device, dtype),
-    )
+            x, normed = ops.add_norm(x, layer.output(mixed), layer.mlp_norm, eps)
+            delta = layer.down(ops.silu_mul(layer.gate_up(normed)))
+        x = x if delta is None else x + delta
+        return self.head(rms_norm(x[rows_S], self.norm_E, eps))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mini_llm_server.model.config import ModelConfig
 from mini_llm_server.model.gguf import GGUFFile
+from mini_llm_server.model.json_fields import Fields
 
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -31,24 +32,26 @@ def read_config(file: GGUFFile) -> ModelConfig:
     """Return the model's shape.
 
     Raises:
-        ValueError: the file holds no Llama.
+        ValueError: the file holds no Llama, or a number is missing or makes no sense.
     """
-    meta = file.metadata
-    architecture = meta.get("general.architecture")
+    meta = Fields(file.metadata, str(file.path))
+    architecture = meta.get("general.architecture", str)
     if architecture != "llama":
         raise ValueError(f"{file.path} holds a model of kind {architecture!r}: only llama is read")
-    num_heads = meta["llama.attention.head_count"]
+    meta.refuse_unless("llama.rope.scaling.type", "none")
+    num_heads = meta.get("llama.attention.head_count", int)
+    hidden_size = meta.get("llama.embedding_length", int)
     return ModelConfig(
-        vocab_size=len(meta["tokenizer.ggml.tokens"]),
-        hidden_size=meta["llama.embedding_length"],
-        intermediate_size=meta["llama.feed_forward_length"],
-        num_layers=meta["llama.block_count"],
+        vocab_size=len(meta.get("tokenizer.ggml.tokens", list)),
+        hidden_size=hidden_size,
+        intermediate_size=meta.get("llama.feed_forward_length", int),
+        num_layers=meta.get("llama.block_count", int),
         num_heads=num_heads,
-        num_kv_heads=meta.get("llama.attention.head_count_kv", num_heads),
-        head_dim=meta["llama.embedding_length"] // num_heads,
-        max_position=meta["llama.context_length"],
-        rope_theta=meta.get("llama.rope.freq_base", 10_000.0),
-        rms_norm_eps=meta["llama.attention.layer_norm_rms_epsilon"],
+        num_kv_heads=meta.get("llama.attention.head_count_kv", int, default=num_heads),
+        head_dim=hidden_size // max(1, num_heads),
+        max_position=meta.get("llama.context_length", int),
+        rope_theta=meta.get("llama.rope.freq_base", float, default=10_000.0),
+        rms_norm_eps=meta.get("llama.attention.layer_norm_rms_epsilon", float),
         tie_word_embeddings="output.weight" not in file.tensor_names(),
     )
 
@@ -95,6 +98,8 @@ def _unpermute(weight: Tensor, heads: int) -> Tensor:
 
     Rotary positions turn pairs of rows; ggml's kernel wants them next to each other.
     """
+    if weight.ndim != 2 or weight.shape[0] % (2 * heads):
+        raise ValueError(f"a projection of shape {list(weight.shape)} has no {heads} heads")
     rows, columns = weight.shape
     pairs = weight.view(heads, rows // heads // 2, 2, columns)
     return pairs.transpose(1, 2).reshape(rows, columns)

@@ -1,4 +1,4 @@
-"""GET /v1/models and /health."""
+"""GET /v1/models, /health and /metrics."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from mini_llm_server.api.routes.documented import (
+    HEALTH_RESPONSES,
+    METRICS_RESPONSES,
+    NOT_FOUND,
+    UNAUTHORIZED,
+)
 from mini_llm_server.api.service import Service, service_of
 
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=UNAUTHORIZED)
 async def models(request: Request) -> dict[str, Any]:
     """List the one model that is served."""
     return {"object": "list", "data": [_model(service_of(request))]}
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", responses={**UNAUTHORIZED, **NOT_FOUND})
 async def model(name: str, request: Request) -> dict[str, Any]:
     """Describe a model."""
     service = service_of(request)
@@ -27,7 +34,7 @@ async def model(name: str, request: Request) -> dict[str, Any]:
     return _model(service)
 
 
-@router.get("/health", response_model=None)
+@router.get("/health", response_model=None, responses=HEALTH_RESPONSES)
 async def health(request: Request) -> Response:
     """Say whether requests are answered (200) or not (503), and how busy the engine is."""
     service = service_of(request)
@@ -38,6 +45,12 @@ async def health(request: Request) -> Response:
         "engine": asdict(service.engine_thread.stats()),
     }
     return JSONResponse(report, 200 if healthy else 503)
+
+
+@router.get("/metrics", response_model=None, responses=METRICS_RESPONSES)
+async def metrics(request: Request) -> Response:
+    """Return what a Prometheus server scrapes."""
+    return Response(service_of(request).metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _model(service: Service) -> dict[str, Any]:

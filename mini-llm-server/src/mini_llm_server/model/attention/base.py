@@ -49,3 +49,6 @@ class AttentionBackend(Protocol):
 
     def plan(self, spans: Sequence[Span]) -> LayerAttention:
         """Compute what all layers of a step share: where to write and which slots to read."""
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, (from, to) each, in all layers; reads come before writes."""

@@ -1,0 +1,1 @@
+"""Load tests: clients that send requests to any OpenAI-compatible server, and time them."""
