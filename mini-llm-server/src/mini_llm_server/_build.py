@@ -89,7 +89,8 @@ def cuda_missing() -> str:
 def architectures() -> str:
     """Return the GPU architectures to compile for, in TORCH_CUDA_ARCH_LIST's notation."""
     if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return chosen
+        # Images that come with torch set it to torch's own list, which leaves the "a" out.
+        return re.sub(r"9\.0(?!a)|Hopper", "9.0a", chosen)
     if not torch.cuda.is_available():
         return PORTABLE_ARCHITECTURES
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
