@@ -9,6 +9,11 @@
 #define HOST_DEVICE inline
 #endif
 
+// How many parts of size b cover a.
+HOST_DEVICE int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 // A read-only matrix with any strides, so transposed, sliced and expanded views need no copy.
 // Offsets are 64-bit: a matrix may hold more than 2^31 elements.
 struct Matrix {

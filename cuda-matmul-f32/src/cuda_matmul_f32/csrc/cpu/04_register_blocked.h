@@ -19,9 +19,6 @@ constexpr int64_t kBlockK = 256;         // a panel of B, kBlockK x kCols: 32 Ki
 constexpr int64_t kBlockM = kRows * 16;  // a block of A, kBlockM x kBlockK: 192 KiB at most, L2
 constexpr int64_t kBlockN = kCols * 64;  // a block of B, kBlockK x kBlockN: 2 MiB at most, L3
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 inline int64_t round_up(int64_t a, int64_t b) {
   return ceil_div(a, b) * b;
 }

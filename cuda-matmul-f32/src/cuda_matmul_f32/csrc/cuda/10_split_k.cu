@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
   // This warp's part of K, in whole stages: only the very last one has a ragged end.
-  const int64_t all = (p.K + kDepth - 1) / kDepth, parts = slices * kWarps;
+  const int64_t all = ceil_div(p.K, kDepth), parts = slices * kWarps;
   const int64_t part = slice * kWarps + warp;
   const int64_t k_first = all * part / parts * kDepth;
   const int64_t k_last = min(p.K, all * (part + 1) / parts * kDepth);

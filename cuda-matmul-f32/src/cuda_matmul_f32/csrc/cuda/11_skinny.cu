@@ -53,7 +53,7 @@ struct Part {
 
 // Part `index` of `parts` of K begins here; the one behind the last begins at K's end.
 __device__ __forceinline__ int64_t part_of_k(int64_t K, int64_t index, int64_t parts) {
-  const int64_t units = (K + kLeast - 1) / kLeast;
+  const int64_t units = ceil_div(K, kLeast);
   return min(K, units * index / parts * kLeast);
 }
 
@@ -275,8 +275,8 @@ Plan plan_for(const Problem& p, int processors) {
                               : copy_for(s.large) == Copy::kVectors && s.large_lines % 4 == 0;
   plan.thin = s.thin_lines == 1 ? 1 : s.thin_lines <= 4 ? 4 : 8;
   const int64_t lines = plan.along_k ? kWarpsAlongK * kLinesOfWarp : plan.vectors ? 128 : 32;
-  plan.grid.thin_groups = (s.thin_lines + plan.thin - 1) / plan.thin;
-  plan.grid.long_groups = (s.large_lines + lines - 1) / lines;
+  plan.grid.thin_groups = ceil_div(s.thin_lines, plan.thin);
+  plan.grid.long_groups = ceil_div(s.large_lines, lines);
   // At least a block for nearly every multiprocessor.
   const int64_t blocks = p.batch * plan.grid.thin_groups * plan.grid.long_groups;
   const int64_t most = std::clamp<int64_t>(p.K / (kLeast * (plan.along_k ? 4 : kWarps)), 1, 256);

@@ -16,7 +16,3 @@ inline double memory_cycles(const Problem& p, int processors) {
   const double b = 1.0 * (p.b.batch_stride ? p.batch : 1) * p.K * p.N;
   return 4.0 * (a + b + 1.0 * p.batch * p.M * p.N) / (13.0 * processors);
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}

@@ -24,8 +24,8 @@ struct Tile {
 // gridDim.x may be 2^31 - 1, while gridDim.y and z end at 65535, which is fewer than the tiles of a
 // tall matrix: all grids here are one-dimensional.
 inline bool block_count(const Problem& p, int rows, int cols, int64_t* blocks) {
-  const int64_t tiles_m = (p.M + rows - 1) / rows;
-  const int64_t tiles_n = (p.N + cols - 1) / cols;
+  const int64_t tiles_m = ceil_div(p.M, rows);
+  const int64_t tiles_n = ceil_div(p.N, cols);
   if (tiles_m > INT32_MAX / tiles_n || p.batch > INT32_MAX / (tiles_m * tiles_n)) return false;
   *blocks = p.batch * tiles_m * tiles_n;
   return true;
@@ -84,8 +84,8 @@ struct Origin {
 
 template <int kRows, int kCols>
 __device__ __forceinline__ Origin tile_origin(const Problem& p, int64_t index) {
-  const int64_t tiles_m = (p.M + kRows - 1) / kRows;
-  const int64_t tiles_n = (p.N + kCols - 1) / kCols;
+  const int64_t tiles_m = ceil_div(p.M, kRows);
+  const int64_t tiles_n = ceil_div(p.N, kCols);
   const int64_t tile = index % (tiles_m * tiles_n);
   return {index / (tiles_m * tiles_n), tile / tiles_n * kRows, tile % tiles_n * kCols};
 }

@@ -54,7 +54,7 @@ inline cudaError_t add_slices(const Problem& p, const float* partials, int64_t s
                               cudaStream_t stream) {
   const bool vectors = p.N % 4 == 0;  // four outputs of one row
   const int64_t per_block = vectors ? 128 : 32;
-  const int64_t blocks = (p.batch * p.M * p.N + per_block - 1) / per_block;
+  const int64_t blocks = ceil_div(p.batch * p.M * p.N, per_block);
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const auto kernel = vectors ? add_slices_kernel<4> : add_slices_kernel<1>;
   return launch_behind(kernel, static_cast<unsigned>(blocks), 256, stream, p, partials, slices);
