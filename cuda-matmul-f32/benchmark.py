@@ -42,7 +42,9 @@ def squares(*sides: int) -> list[Size]:
     return [(n, n, n) for n in sides]
 
 
-# Squares so small that launching counts: timed in a CUDA graph, and once more call by call.
+# Less work than this takes well under a millisecond on a large GPU, so launching counts: timed in a
+# CUDA graph, and small squares once more call by call.
+GRAPH_FLOPS = 4e10
 SMALL = squares(256, 512, 1024)
 LARGE = squares(2048, 4096, 6144, 8192, 16384)
 RAGGED = [
@@ -116,14 +118,14 @@ class Climb:
         self.peaks = _peaks(self.run) if self.device.type == "cuda" else (0.0, 0.0)
 
     def measure(self, size: Size) -> None:
-        """Time every rung and peer on one size; a small one on a GPU again call by call."""
-        graph = self.device.type == "cuda" and size in SMALL
+        """Time every rung and peer on one size; a small square on a GPU again call by call."""
+        graph = self.device.type == "cuda" and 2.0 * math.prod(size) < GRAPH_FLOPS
         found = self._measure(size, graph=graph)
         for row in found.rows:
             self.fastest[row.implementation] = max(
                 row.rate or 0.0, self.fastest.get(row.implementation, 0.0)
             )
-        if graph and AUTO in self.rungs:
+        if graph and size in SMALL and AUTO in self.rungs:
             self._measure(size, eager=True, only=(TORCH, AUTO))
 
     def _measure(

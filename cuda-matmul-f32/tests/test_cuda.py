@@ -90,6 +90,30 @@ def test_a_last_round_with_fewer_steps_than_multiprocessors(kernel, tiles_over, 
     assert torch.equal(matmul(a, b, kernel=kernel), exact(a, b))
 
 
+# Views of B that rung 9's copy engine cannot read: it rearranges them first where C is large enough.
+UNREADABLE = {
+    "odd stride": lambda b: b.contiguous(),
+    "transposed": lambda b: b.mT.contiguous().mT,
+    "both strides": lambda b: b.new_full((*b.shape, 2), torch.nan).select(-1, 1).copy_(b),
+    "unaligned": lambda b: b.new_full((*b.shape[:-1], 516), torch.nan)[..., 1:].copy_(b),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["async_pipeline", "hopper", "auto"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("batch", [(), (2,)], ids=str)
+@pytest.mark.parametrize("view", UNREADABLE)
+def test_a_b_that_is_rearranged_first(kernel, transposed, batch, view):
+    if kernel not in (*NAMES, "auto"):
+        pytest.skip(f"this GPU has no {kernel}")
+    m, n, k = 2600, 515, 1001
+    a = integers(*batch, m, k)
+    b = UNREADABLE[view](integers(*batch, k, n, seed=1))
+    on_rung = a.mT.contiguous().mT if transposed else a
+    assert torch.equal(matmul(on_rung, b, kernel=kernel), exact(a, b))
+
+
 @pytest.mark.gpu
 @each_kernel
 def test_aligned_views_that_overlap(kernel):
@@ -292,6 +316,8 @@ SANITIZED = [  # batch, M, N, K, transposed
     (1, 4, 200, 260, False),
     (1, 40, 36, 3000, False),
     (3, 33, 20, 40, True),
+    (1, 33, 5, 17800, False),  # rung 9 rearranges B
+    (1, 33, 5, 17800, True),
 ]
 
 

@@ -24,6 +24,7 @@
 #include "cuda/hopper.cuh"
 #include "cuda/kernels.h"
 #include "cuda/outer_product.cuh"
+#include "cuda/packed.cuh"
 #include "cuda/panel_copy.cuh"
 #include "cuda/stream_k.cuh"
 #include "problem.h"
@@ -91,10 +92,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       const Origin tile = origin_of<kRows, kCols>(schedule, work.tile);
       const Problem one = p.at(tile.product);
       const int64_t k0 = static_cast<int64_t>(work.first) * kDepth;
-      PanelCopy<kCopyA, kRows, kDepth, kProducerThreads, kStrideA> copy_a(lines_of_a(one), tile.row,
-                                                                          p.M, k0, thread);
-      PanelCopy<kCopyB, kCols, kDepth, kProducerThreads, kStrideB> copy_b(lines_of_b(one), tile.col,
-                                                                          p.N, k0, thread);
+      // Not unrolled at edges: a producer has 40 registers, and one that spills to memory costs the
+      // consumers a register, too (LOG.md).
+      PanelCopy<kCopyA, kRows, kDepth, kProducerThreads, kStrideA, 1> copy_a(
+          lines_of_a(one), tile.row, p.M, k0, thread);
+      PanelCopy<kCopyB, kCols, kDepth, kProducerThreads, kStrideB, 1> copy_b(
+          lines_of_b(one), tile.col, p.N, k0, thread);
       for (int step = work.first; step < work.last; ++step, advance()) {
         hopper::barrier_wait(empty + stage, parity ^ 1);
         float* a = stages + stage * kFloats;
@@ -131,11 +134,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       hopper::barrier_wait(full + stage, parity);
       const float* a_panel = stages + stage * kFloats + warp_row;
       const float* b_panel = stages + stage * kFloats + kDepth * kStrideA + warp_col;
-#pragma unroll 16  // as many as let the compiler number the sums as outer_product() wants them
+#pragma unroll 8  // few enough for the instruction cache, also beside the producers' loops
       for (int k = 0; k < kDepth; ++k) {
         float a[16], b[8];
         Warp::load(a_panel + k * kStrideA, b_panel + k * kStrideB, lane, a, b);
-        outer_product(sum, a, b);
+        outer_product<1>(sum, a, b);
       }
       hopper::barrier_arrive(empty + stage);
     }
@@ -208,25 +211,59 @@ Schedule schedule_for(const Problem& p, int processors) {
                      static_cast<int64_t>(s.steps) * (processors - left) >
                          static_cast<int64_t>(kPartialsCost) * processors;
   s.whole = share ? rounds * processors : s.tiles;
-  s.blocks = share ? static_cast<int>(std::min<int64_t>(
-                         processors, rounds > 0 ? processors : int64_t{left} * s.steps))
-                   : std::min(s.tiles, processors);
+  s.sharers = share ? static_cast<int>(std::min<int64_t>(processors, int64_t{left} * s.steps)) : 0;
+  s.blocks = std::max(s.sharers, std::min(s.tiles, processors));
   return s;
+}
+
+double arithmetic_cycles(const Problem& p, int processors) {
+  const Schedule s = schedule_for(p, processors);
+  double steps = 1.0 * ceil_div(s.whole, processors) * s.steps;
+  if (s.whole < s.tiles)
+    steps += std::ceil(1.0 * (s.tiles - s.whole) * s.steps / s.sharers) + kPartialsCost;
+  return steps * kDepth * kRows * kCols / kFmasPerCycle;
+}
+
+// Whether adjacent lines overlap from one step of K to the next, as in a sliding window: nothing
+// promises that TMA takes such a stride.
+bool overlaps(const Lines& m, int64_t lines, int64_t K) {
+  return m.line_stride == 1 && K > 1 && m.k_stride < lines;
+}
+
+// What a B that TMA cannot read costs: producers that copy 4 bytes at a time slow the consumers
+// down; or rearranging it once, which is writing and reading it, and one more launch.
+constexpr double kCopiesOfB = 0.08;  // of the arithmetic
+double pack_cycles(const Problem& p, int processors) {
+  return 6000.0 + 2.0 * packed_bytes(p) / (13.0 * processors);
+}
+
+bool packs(const Problem& p, int processors) {
+  const Lines b = lines_of_b(p);
+  int64_t blocks = 0;
+  return p.K > 0 && (copy_for(b) != Copy::kVectors || overlaps(b, p.N, p.K)) &&
+         pack_blocks(p, &blocks) &&
+         pack_cycles(p, processors) < kCopiesOfB * arithmetic_cycles(p, processors);
 }
 
 double hopper_cycles(const Problem& p, int processors) {
   if (!fits(p)) return HUGE_VAL;
+  const double arithmetic = arithmetic_cycles(p, processors);
+  const double copies = copy_for(lines_of_b(p)) == Copy::kVectors ? 0.0
+                        : packs(p, processors)                    ? pack_cycles(p, processors)
+                                                                  : kCopiesOfB * arithmetic;
+  return std::max(arithmetic + copies, memory_cycles(p, processors));
+}
+
+// Scratch memory: partial sums, and behind them a rearranged B.
+size_t partials_bytes(const Problem& p, int processors) {
   const Schedule s = schedule_for(p, processors);
-  double steps = 1.0 * ceil_div(s.whole, processors) * s.steps;
-  if (s.whole < s.tiles)
-    steps += std::ceil(1.0 * (s.tiles - s.whole) * s.steps / s.blocks) + kPartialsCost;
-  return std::max(steps * kDepth * kRows * kCols / kFmasPerCycle, memory_cycles(p, processors));
+  return s.whole == s.tiles ? 0 : size_t{2} * s.sharers * kRows * kCols * sizeof(float);
 }
 
 size_t hopper_workspace(const Problem& p) {
   if (!fits(p)) return 0;
-  const Schedule s = schedule_for(p, processor_count());
-  return s.whole == s.tiles ? 0 : size_t{2} * s.blocks * kRows * kCols * sizeof(float);
+  const int processors = processor_count();
+  return partials_bytes(p, processors) + (packs(p, processors) ? packed_bytes(p) : 0);
 }
 
 template <Copy kCopyA, Copy kCopyB>
@@ -254,14 +291,16 @@ cudaError_t launch(const Problem& p, void* workspace, cudaStream_t stream) {
                        static_cast<const float*>(partials));
 }
 
-// Whether adjacent lines overlap from one step of K to the next, as in a sliding window: nothing
-// promises that TMA takes such a stride.
-bool overlaps(const Lines& m, int64_t lines, int64_t K) {
-  return m.line_stride == 1 && K > 1 && m.k_stride < lines;
-}
-
-cudaError_t launch_hopper(const Problem& p, void* workspace, cudaStream_t stream) {
-  if (!fits(p)) return cudaErrorInvalidConfiguration;
+cudaError_t launch_hopper(const Problem& problem, void* workspace, cudaStream_t stream) {
+  if (!fits(problem)) return cudaErrorInvalidConfiguration;
+  Problem p = problem;
+  const int processors = processor_count();
+  if (packs(p, processors)) {
+    auto* copy = static_cast<float*>(workspace) + partials_bytes(p, processors) / sizeof(float);
+    const cudaError_t error = pack_b(p, copy, stream);
+    if (error != cudaSuccess) return error;
+    p = with_packed_b(p, copy);
+  }
   if (overlaps(lines_of_a(p), p.M, p.K) || overlaps(lines_of_b(p), p.N, p.K)) {
     return launch<Copy::kAlongLines, Copy::kAlongLines>(p, workspace, stream);
   }

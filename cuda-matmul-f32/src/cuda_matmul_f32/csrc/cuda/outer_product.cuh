@@ -14,14 +14,18 @@
 // load alternate between the banks, as do the sums of a row if the compiler may number them freely
 // (Alpha below). Measured in LOG.md; what is known of the banks: Jia et al. 2018, "Dissecting the
 // NVIDIA Volta GPU architecture via microbenchmarking", section 3.
-template <int kRows, int kCols>
+//
+// kSwap = 1 takes rows and columns in exchanged pairs: the same sums, and another numbering by the
+// compiler. Which leaves fewer conflicts differs from kernel to kernel.
+template <int kSwap = 0, int kRows, int kCols>
 __device__ __forceinline__ void outer_product(float (&sum)[kRows][kCols], const float (&a)[kRows],
                                               const float (&b)[kCols]) {
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) {
+  for (int turn = 0; turn < kRows; ++turn) {
 #pragma unroll
     for (int step = 0; step < kCols; ++step) {
-      const int j = i % 2 == 0 ? step : kCols - 1 - step;
+      const int i = turn ^ kSwap;
+      const int j = (turn % 2 == kSwap ? step : kCols - 1 - step) ^ kSwap;
       sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
     }
   }

@@ -42,22 +42,25 @@ inline Copy copy_for(const Lines& m) {
   return m.k_stride == 1 ? Copy::kAlongK : Copy::kAlongLines;
 }
 
-// Calls f(a, b) with the best copies that the operands' strides allow, as compile-time constants.
-// Of nine pairs those that contiguous matrices and their transposes need are compiled; other views
-// take the copies that can do anything.
+// Calls f(copy) with the copy as a compile-time constant.
+template <class F>
+cudaError_t with_copy(Copy copy, const F& f) {
+  switch (copy) {
+    case Copy::kVectors:
+      return f(std::integral_constant<Copy, Copy::kVectors>{});
+    case Copy::kAlongK:
+      return f(std::integral_constant<Copy, Copy::kAlongK>{});
+    default:
+      return f(std::integral_constant<Copy, Copy::kAlongLines>{});
+  }
+}
+
+// Calls f(a, b) with the best copies that the operands' strides allow.
 template <class F>
 cudaError_t with_copies(const Problem& p, const F& f) {
-  const Copy a = copy_for(lines_of_a(p)), b = copy_for(lines_of_b(p));
-  constexpr std::integral_constant<Copy, Copy::kVectors> vectors{};
-  constexpr std::integral_constant<Copy, Copy::kAlongK> along_k{};
-  constexpr std::integral_constant<Copy, Copy::kAlongLines> any{};
-  if (a == along_k && b == vectors) return f(along_k, vectors);
-  if (a == along_k && b == along_k) return f(along_k, along_k);
-  if (a == along_k) return f(along_k, any);
-  if (a == vectors && b == vectors) return f(vectors, vectors);
-  if (a == vectors && b == along_k) return f(vectors, along_k);
-  if (b == along_k) return f(any, along_k);
-  return f(any, any);
+  return with_copy(copy_for(lines_of_a(p)), [&](auto a) {
+    return with_copy(copy_for(lines_of_b(p)), [&](auto b) { return f(a, b); });
+  });
 }
 
 // Copies kFloats floats, 4 or 1, of which only the first `valid` are read; the others become zero.
@@ -78,7 +81,7 @@ __device__ __forceinline__ void copy_async(float* to, const float* from, int val
 // The calling thread's share, one of kThreads, of all panels along K of one tile. kStride is the
 // distance from one k to the next in shared memory: kLines + 4 keeps the transposing copies and the
 // reads free of bank conflicts.
-template <Copy kCopy, int kLines, int kDepth, int kThreads, int kStride>
+template <Copy kCopy, int kLines, int kDepth, int kThreads, int kStride, int kEdgeUnroll = 4>
 class PanelCopy {
  public:
   // The panel's first line is `line` of `count`; K starts at `k`.
@@ -110,10 +113,8 @@ class PanelCopy {
   template <bool kAtEdge>
   __device__ void copy(float* to, int depth) {
     const float* from = from_;
-    // Unrolled where no edge needs tests, which leaves little but the copies themselves. Not at the
-    // edge: a producer of rung 9 has 40 registers, and one that spills to memory costs the
-    // consumers a register, too (LOG.md).
-    constexpr int kUnroll = kAtEdge ? 1 : 4;
+    // Unrolled, which leaves little but the copies themselves and the tests at an edge.
+    constexpr int kUnroll = kAtEdge ? kEdgeUnroll : 4;
     if constexpr (kCopy == Copy::kAlongK) {
 #pragma unroll kUnroll
       for (int line = 0; line < kLines; line += kThreads / 8) {

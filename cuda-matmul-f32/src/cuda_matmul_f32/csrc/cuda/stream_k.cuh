@@ -17,20 +17,22 @@
 
 struct Schedule {
   int tiles_m, tiles_n;
-  int tiles;   // of all products of the batch
-  int whole;   // the first so many are computed whole, the others in equal shares of their steps
-  int steps;   // of K, in a tile
-  int blocks;  // in the grid
+  int tiles;    // of all products of the batch
+  int whole;    // the first so many are computed whole, the others in equal shares of their steps
+  int steps;    // of K, in a tile
+  int blocks;   // in the grid
+  int sharers;  // the first so many of them share the left-over steps, each with at least one
 
-  // The share of block i of the left-over steps starts here; that of the last block ends at
-  // share(blocks).
-  HOST_DEVICE int64_t share(int64_t i) const {
-    return (tiles - whole) * static_cast<int64_t>(steps) * i / blocks;
+  // The share of block i of the left-over steps starts here; that of the last sharer ends at
+  // share(sharers).
+  HOST_DEVICE int64_t share(int i) const {
+    const int64_t all = (tiles - whole) * static_cast<int64_t>(steps);
+    return i < sharers ? all * i / sharers : all;
   }
   // Which block's share holds this left-over step.
   HOST_DEVICE int owner(int64_t step) const {
     const int64_t all = (tiles - whole) * static_cast<int64_t>(steps);
-    return static_cast<int>(((step + 1) * blocks - 1) / all);
+    return static_cast<int>(((step + 1) * sharers - 1) / all);
   }
 };
 
@@ -99,18 +101,20 @@ __global__ void __launch_bounds__(256)
   wait_for_previous_kernel();
   constexpr int kParts = kRows * kCols / 1024;
   const int left_over = blockIdx.x / kParts;
-  const int64_t start = static_cast<int64_t>(left_over) * s.steps, stop = start + s.steps;
-  int block = s.owner(start);
-  if (s.share(block + 1) >= stop) return;  // that block has all of it, and wrote C
+  const int64_t start = static_cast<int64_t>(left_over) * s.steps;
+  const int first = s.owner(start), last = s.owner(start + s.steps - 1);
+  if (first == last) return;  // that block has all of the tile, and wrote C
 
+  // The first block's share ends in the tile (slot 2 x block + 1), the others' begin in it.
   const int at = blockIdx.x % kParts * 1024 + threadIdx.x * 4;
-  float4 sum = {};
-  for (; block < s.blocks && s.share(block) < stop; ++block) {
-    if (s.share(block) == s.share(block + 1)) continue;  // fewer steps than blocks: it has none
-    const int slot = 2 * block + (s.share(block) <= start ? 1 : 0);
-    const float4 part =
-        *reinterpret_cast<const float4*>(partials + int64_t{slot} * kRows * kCols + at);
-    sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+  const auto part = [&](int slot) {
+    return *reinterpret_cast<const float4*>(partials + int64_t{slot} * kRows * kCols + at);
+  };
+  float4 sum = part(2 * first + 1);
+#pragma unroll 4
+  for (int block = first + 1; block <= last; ++block) {
+    const float4 more = part(2 * block);
+    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
   }
   const Origin tile = origin_of<kRows, kCols>(s, s.whole + left_over);
   const int64_t row = tile.row + at / kCols, col = tile.col + at % kCols;
