@@ -90,7 +90,7 @@ def test_a_last_round_with_fewer_steps_than_multiprocessors(kernel, tiles_over, 
     assert torch.equal(matmul(a, b, kernel=kernel), exact(a, b))
 
 
-# Views of B that rung 9's copy engine cannot read: it rearranges them first where C is large enough.
+# Views of B that rung 9's copy engine cannot read: rearranged first where C is large enough.
 UNREADABLE = {
     "odd stride": lambda b: b.contiguous(),
     "transposed": lambda b: b.mT.contiguous().mT,
