@@ -10,6 +10,7 @@
 //   * Copies. Where a matrix's lines are adjacent and aligned, one thread orders a whole panel from
 //     the tensor memory accelerator (TMA). Any other view, a row-major A for one, is transposed on
 //     its way by the producers' 4-byte copies: 32 to 64 a thread while a consumer does 4096 FFMAs.
+//     A B of that kind is rearranged for TMA first where C has rows enough to repay it (packed.cuh).
 //   * Rounds. One block a multiprocessor, persistent: it fills the next tile's panels while the
 //     last one's sums are stored, and the last round is shared out along K (stream_k.cuh).
 // Leaves: 5% of the instructions in the consumers' loop are still vector loads, and some FFMAs wait
