@@ -17,9 +17,9 @@ struct Tuned {
 constexpr Tuned kTuned[] = {
     {90,
      "NVIDIA H100 80GB HBM3",
-     {{"async_pipeline", 2.02, 0.00078},
-      {"hopper", 1.05, 0.000611},
-      {"skinny", 8.86, 0.000517},
-      {"split_k", 2.51, 0.000532}}},
+     {{"async_pipeline", 2.28, 0.0008},
+      {"hopper", 0, 0.000541},
+      {"skinny", 8.77, 0.000521},
+      {"split_k", 2.26, 0.000505}}},
 };
 // clang-format on
