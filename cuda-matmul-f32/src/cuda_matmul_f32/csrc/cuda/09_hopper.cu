@@ -10,7 +10,8 @@
 //   * Copies. Where a matrix's lines are adjacent and aligned, one thread orders a whole panel from
 //     the tensor memory accelerator (TMA). Any other view, a row-major A for one, is transposed on
 //     its way by the producers' 4-byte copies: 32 to 64 a thread while a consumer does 4096 FFMAs.
-//     A B of that kind is rearranged for TMA first where C has rows enough to repay it (packed.cuh).
+//     A B of that kind is rearranged for TMA first where C has rows enough to repay it
+//     (packed.cuh).
 //   * Rounds. One block a multiprocessor, persistent: it fills the next tile's panels while the
 //     last one's sums are stored, and the last round is shared out along K (stream_k.cuh).
 // Leaves: 5% of the instructions in the consumers' loop are still vector loads, and some FFMAs wait
@@ -93,12 +94,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       const Origin tile = origin_of<kRows, kCols>(schedule, work.tile);
       const Problem one = p.at(tile.product);
       const int64_t k0 = static_cast<int64_t>(work.first) * kDepth;
-      // Not unrolled at edges: a producer has 40 registers, and one that spills to memory costs the
-      // consumers a register, too (LOG.md).
-      PanelCopy<kCopyA, kRows, kDepth, kProducerThreads, kStrideA, 1> copy_a(
-          lines_of_a(one), tile.row, p.M, k0, thread);
-      PanelCopy<kCopyB, kCols, kDepth, kProducerThreads, kStrideB, 1> copy_b(
-          lines_of_b(one), tile.col, p.N, k0, thread);
+      PanelCopy<kCopyA, kRows, kDepth, kProducerThreads, kStrideA> copy_a(lines_of_a(one), tile.row,
+                                                                          p.M, k0, thread);
+      PanelCopy<kCopyB, kCols, kDepth, kProducerThreads, kStrideB> copy_b(lines_of_b(one), tile.col,
+                                                                          p.N, k0, thread);
       for (int step = work.first; step < work.last; ++step, advance()) {
         hopper::barrier_wait(empty + stage, parity ^ 1);
         float* a = stages + stage * kFloats;

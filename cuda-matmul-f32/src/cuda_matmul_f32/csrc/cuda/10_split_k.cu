@@ -67,10 +67,10 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks)
   const int64_t k_last = min(p.K, all * (part + 1) / parts * kDepth);
 
   float* stages = shared + warp * T::kWarpFloats;
-  PanelCopy<kCopyA, T::kRows, kDepth, 32, T::kStrideA> copy_a(lines_of_a(p), tile.row, p.M, k_first,
-                                                              lane);
-  PanelCopy<kCopyB, T::kCols, kDepth, 32, T::kStrideB> copy_b(lines_of_b(p), tile.col, p.N, k_first,
-                                                              lane);
+  PanelCopy<kCopyA, T::kRows, kDepth, 32, T::kStrideA, 4> copy_a(lines_of_a(p), tile.row, p.M,
+                                                                 k_first, lane);
+  PanelCopy<kCopyB, T::kCols, kDepth, 32, T::kStrideB, 4> copy_b(lines_of_b(p), tile.col, p.N,
+                                                                 k_first, lane);
   const auto start_copies = [&](int64_t k, int stage) {
     float* a = stages + stage * T::kStageFloats;
     if (k < k_last) {

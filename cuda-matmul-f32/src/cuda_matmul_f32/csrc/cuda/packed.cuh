@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kPackThreads) pack_kernel(const Problem p, flo
   const int64_t line = blockIdx.x % across * kPackLines;
   const int64_t k = blockIdx.x / across % down * kPackDepth;
 
-  PanelCopy<kCopy, kPackLines, kPackDepth, kPackThreads, kStride> load(lines_of_b(p.at(product)),
-                                                                       line, p.N, k, threadIdx.x);
+  PanelCopy<kCopy, kPackLines, kPackDepth, kPackThreads, kStride, 4> load(
+      lines_of_b(p.at(product)), line, p.N, k, threadIdx.x);
   load.start(panel, p.K - k);
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();

@@ -81,7 +81,7 @@ __device__ __forceinline__ void copy_async(float* to, const float* from, int val
 // The calling thread's share, one of kThreads, of all panels along K of one tile. kStride is the
 // distance from one k to the next in shared memory: kLines + 4 keeps the transposing copies and the
 // reads free of bank conflicts.
-template <Copy kCopy, int kLines, int kDepth, int kThreads, int kStride, int kEdgeUnroll = 4>
+template <Copy kCopy, int kLines, int kDepth, int kThreads, int kStride, int kEdgeUnroll = 1>
 class PanelCopy {
  public:
   // The panel's first line is `line` of `count`; K starts at `k`.
@@ -113,7 +113,10 @@ class PanelCopy {
   template <bool kAtEdge>
   __device__ void copy(float* to, int depth) {
     const float* from = from_;
-    // Unrolled, which leaves little but the copies themselves and the tests at an edge.
+    // Unrolled, which leaves little but the copies themselves. At an edge, where each has its
+    // tests, only where the kernel has registers for it: rung 8 lost 4% in the middle of C to
+    // faster edges, and a producer of rung 9 that spills costs the consumers a register, too
+    // (LOG.md).
     constexpr int kUnroll = kAtEdge ? kEdgeUnroll : 4;
     if constexpr (kCopy == Copy::kAlongK) {
 #pragma unroll kUnroll
