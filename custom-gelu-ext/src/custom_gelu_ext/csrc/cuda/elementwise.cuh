@@ -5,7 +5,8 @@
 // asks for 16 bytes at once (the most one instruction can), and for all of its elements before it
 // uses the first, so that enough requests are under way to cover the memory's latency.
 //
-// A small tensor wants the opposite, many threads with little each, or most of the GPU is idle.
+// A small tensor wants the opposite, many threads with little each, or most of the GPU is idle. And
+// where there are several inputs, 8 bytes of each are as good as 16, and a little better.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,19 +20,20 @@
 namespace custom_gelu::cuda {
 
 constexpr int kPackBytes = 16;
-// Leaves a thread 64 registers; left alone, the compiler saves down to 32 and spills. Enough
-// threads: 1024 with 32 bytes under way are above the 18 KiB per SM that an H100's memory needs
-// (3.35 TB/s x some 0.7 us of latency / 132 SMs).
-constexpr int kThreadsPerSM = 1024;
-// Up to here (2 MiB a tensor) a thread takes 8 bytes, from there on twice 16.
-constexpr int64_t kSmall = 1 << 21;
+// Up to here (1 MiB a tensor) a thread takes 8 bytes of a single input.
+constexpr int64_t kSmall = 1 << 20;
 
 // How a kernel takes its tensors apart: threads a block, packs a thread, elements a pack.
 // kFlat: one row; else packs of several rows are numbered on, and none lies across two rows.
+//
+// With one pack each, a multiprocessor gets all the 2048 threads it can hold: 32 registers are left
+// for each, which do. Asking for 16 bytes each they have 32 KiB under way; an H100's memory needs
+// some 18 (3.35 TB/s x 0.7 us of latency / 132 multiprocessors).
 template <int kThreads_, int kPacks_, int kLanes_, bool kFlat_>
 struct Shape {
   static constexpr int kThreads = kThreads_, kPacks = kPacks_, kLanes = kLanes_;
   static constexpr bool kFlat = kFlat_;
+  static constexpr int kBlocksPerSM = (kPacks == 1 ? 2048 : 1024) / kThreads;
   // The launcher sees to it that 16-byte packs can be counted in 32 bits; 64-bit division is slow.
   using Index = std::conditional_t<kLanes_ == 1, int64_t, uint32_t>;
 };
@@ -50,14 +52,14 @@ struct Place {
   }
 };
 
-template <typename F, typename Element, typename Pack>
-__device__ __forceinline__ void compute(const Pack (&in)[F::kInputs], Pack (&out)[F::kOutputs]) {
-  constexpr int kLanes = sizeof(Pack) / sizeof(Element);
+template <typename F, typename Element, int kLanes>
+__device__ __forceinline__ void compute(const Pack<Element, kLanes> (&in)[F::kInputs],
+                                        Pack<Element, kLanes> (&out)[F::kOutputs]) {
 #pragma unroll
   for (int lane = 0; lane < kLanes; ++lane) {
     typename F::Real arguments[F::kInputs], results[F::kOutputs];
 #pragma unroll
-    for (int k = 0; k < F::kInputs; ++k) arguments[k] = widen(in[k].values[lane]);
+    for (int k = 0; k < F::kInputs; ++k) arguments[k] = widened(in[k], lane);
     F::run(arguments, results);
 #pragma unroll
     for (int k = 0; k < F::kOutputs; ++k) out[k].values[lane] = narrow<Element>(results[k]);
@@ -65,7 +67,7 @@ __device__ __forceinline__ void compute(const Pack (&in)[F::kInputs], Pack (&out
 }
 
 template <typename F, typename Element, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, kThreadsPerSM / Shape::kThreads)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSM)
     elementwise_kernel(Operands operands, typename Shape::Index packs,
                        typename Shape::Index packs_per_row) {
   using Index = typename Shape::Index;
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kThreadsPerSM / Shape::kThrea
 #pragma unroll
     for (int k = 0; k < F::kInputs; ++k) {
       const auto* base = static_cast<const Element*>(operands.inputs[k]);
-      in[p][k] = *reinterpret_cast<const Pack*>(base + place.in(operands.input_strides[k]));
+      in[p][k] = load<kLanes>(base + place.in(operands.input_strides[k]));
     }
   }
 #pragma unroll
@@ -96,7 +98,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kThreadsPerSM / Shape::kThrea
 #pragma unroll
     for (int k = 0; k < F::kOutputs; ++k) {
       auto* base = static_cast<Element*>(operands.outputs[k]);
-      *reinterpret_cast<Pack*>(base + place.in(operands.output_strides[k])) = out[k];
+      store(base + place.in(operands.output_strides[k]), out[k]);
     }
   }
 
@@ -149,15 +151,14 @@ cudaError_t launch_elementwise(const Operands& operands, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   const bool countable = count / kLanes < (int64_t(1) << 31);
   const bool packed = countable && aligned(operands, F::kInputs, F::kOutputs, kLanes);
-  if (operands.rows > 1) {
-    return packed && operands.width % kLanes == 0
-               ? launch<F, Element, Shape<256, 2, kLanes, false>>(operands, stream)
-               : launch<F, Element, Shape<256, 2, 1, false>>(operands, stream);
+  if (!packed || (operands.rows > 1 && operands.width % kLanes != 0)) {
+    return operands.rows > 1 ? launch<F, Element, Shape<256, 4, 1, false>>(operands, stream)
+                             : launch<F, Element, Shape<256, 4, 1, true>>(operands, stream);
   }
-  if (!packed) return launch<F, Element, Shape<256, 2, 1, true>>(operands, stream);
-  return count * int64_t(sizeof(Element)) <= kSmall
-             ? launch<F, Element, Shape<128, 1, kLanes / 2, true>>(operands, stream)
-             : launch<F, Element, Shape<256, 2, kLanes, true>>(operands, stream);
+  if (operands.rows > 1) return launch<F, Element, Shape<128, 1, kLanes, false>>(operands, stream);
+  return F::kInputs == 1 && count * int64_t(sizeof(Element)) > kSmall
+             ? launch<F, Element, Shape<128, 1, kLanes, true>>(operands, stream)
+             : launch<F, Element, Shape<128, 1, kLanes / 2, true>>(operands, stream);
 }
 
 // One operation for all types and both modes.

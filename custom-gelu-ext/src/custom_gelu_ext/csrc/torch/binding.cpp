@@ -44,10 +44,11 @@ constexpr bool kHasCuda = false;
 #endif
 
 // Whether a call on this Python object is one that functional.py would find nothing to say about: a
-// plain tensor that the kernels take, no torch.func, no forward mode, nothing that overrides torch's
-// functions.
+// plain tensor that the kernels take, no torch.func, no forward mode, nothing that overrides
+// torch's functions.
 bool is_ordinary(pybind11::handle object) {
-  if (!THPVariable_CheckExact(object.ptr()) || at::impl::torch_function_mode_enabled()) return false;
+  if (!THPVariable_CheckExact(object.ptr()) || at::impl::torch_function_mode_enabled())
+    return false;
   const at::Tensor& x = THPVariable_Unpack(object.ptr());
   const auto type = x.scalar_type();
   using Key = c10::DispatchKey;

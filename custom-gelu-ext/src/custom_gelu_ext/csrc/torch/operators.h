@@ -179,8 +179,8 @@ struct Operators {
     return out;
   }
 
-  // empty_like(x), where x is contiguous without the way through the dispatcher, which costs a small
-  // tensor more than the memory does.
+  // empty_like(x), where x is contiguous without the way through the dispatcher, which costs a
+  // small tensor more than the memory does.
   static Tensor like(const Tensor& x) {
     if (!x.is_contiguous()) return at::empty_like(x);
     return at::detail::empty_generic(x.sizes(), c10::GetAllocator(x.device().type()),
