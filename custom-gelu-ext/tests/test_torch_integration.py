@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from custom_gelu_ext import GELU, build_info, gelu
+from custom_gelu_ext import GELU, bias_gelu, build_info, geglu, gelu
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(build_info.module is None, reason=build_info.missing)
@@ -199,5 +199,12 @@ def test_a_tensor_on_another_device_than_the_current():
         y.sum().backward()
     assert y.device == x.grad.device == x.device
     torch.testing.assert_close(y.cpu(), gelu(x.cpu()))
+    half, bias = x.detach().view(20, 50).requires_grad_(), x.detach()[:50].requires_grad_()
+    with torch.cuda.device(0):
+        z = geglu(bias_gelu(half, bias), half)
+        z.sum().backward()
+    right = geglu(bias_gelu(half.cpu(), bias.cpu()), half.cpu())
+    torch.testing.assert_close(z.cpu(), right, rtol=1e-5, atol=1e-6)
+    assert half.grad.device == bias.grad.device == x.device
     with pytest.raises(ValueError, match="grad is on cuda:0 but x on cuda:1"):
         torch.ops.custom_gelu_ext.gelu_backward(torch.ones(1000, device="cuda:0"), x.detach())
