@@ -191,6 +191,27 @@ def test_work_goes_to_the_current_stream():
     assert torch.equal(y, expected)
 
 
+class Labelled(torch.Tensor):
+    """A subclass, whose __torch_function__ has to see the call."""
+
+
+@pytest.mark.skipif(not hasattr(build_info.module, "gelu"), reason="the stable build has none")
+def test_the_short_way_is_for_ordinary_calls_only():
+    short = build_info.module.gelu
+    x = torch.randn(3)
+    assert torch.equal(short(x, "tanh"), gelu(x, "tanh"))
+    assert short(x.clone().requires_grad_(), "none").grad_fn.name() == "GeluBackward"
+    for special in (x.int(), x.to_sparse(), x.to("meta"), x.as_subclass(Labelled), [1.0]):
+        assert short(special, "none") is None
+    assert short(x, "erf") is None
+    assert short(x, None) is None
+    with torch.autograd.forward_ad.dual_level():
+        assert short(x, "none") is None
+    seen = []
+    torch.func.grad(lambda y: seen.append(short(x, "none")) or y.sum())(x)
+    assert seen == [None]
+
+
 @pytest.mark.multigpu
 def test_a_tensor_on_another_device_than_the_current():
     x = torch.randn(1000, device="cuda:1", requires_grad=True)
