@@ -25,18 +25,27 @@ constexpr int64_t kSmall = 1 << 20;
 
 // How a kernel takes its tensors apart: threads a block, packs a thread, elements a pack.
 // kFlat: one row; else packs of several rows are numbered on, and none lies across two rows.
-//
-// With one pack each, a multiprocessor gets all the 2048 threads it can hold: 32 registers are left
-// for each, which do. Asking for 16 bytes each they have 32 KiB under way; an H100's memory needs
-// some 18 (3.35 TB/s x 0.7 us of latency / 132 multiprocessors).
 template <int kThreads_, int kPacks_, int kLanes_, bool kFlat_>
 struct Shape {
   static constexpr int kThreads = kThreads_, kPacks = kPacks_, kLanes = kLanes_;
   static constexpr bool kFlat = kFlat_;
-  static constexpr int kBlocksPerSM = (kPacks == 1 ? 2048 : 1024) / kThreads;
   // The launcher sees to it that 16-byte packs can be counted in 32 bits; 64-bit division is slow.
   using Index = std::conditional_t<kLanes_ == 1, int64_t, uint32_t>;
 };
+
+// The threads that a multiprocessor holds at most.
+#if __CUDA_ARCH__ == 750
+constexpr int kThreadsPerSM = 1024;
+#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+constexpr int kThreadsPerSM = 1536;
+#else
+constexpr int kThreadsPerSM = 2048;
+#endif
+// For how many of them registers are to suffice. With one pack each for all: the 32 that are left
+// for each of 2048 do, but not for two results. Asking for 16 bytes each they have 32 KiB under
+// way; an H100's memory needs some 18 (3.35 TB/s x 0.7 us of latency / 132 multiprocessors).
+template <typename F, typename Shape>
+constexpr int kThreadsAtOnce = Shape::kPacks > 1 || F::kOutputs > 1 ? 1024 : kThreadsPerSM;
 
 // Where pack number `pack` begins in a tensor with this stride from row to row.
 template <typename Shape>
@@ -67,7 +76,7 @@ __device__ __forceinline__ void compute(const Pack<Element, kLanes> (&in)[F::kIn
 }
 
 template <typename F, typename Element, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSM)
+__global__ void __launch_bounds__(Shape::kThreads, kThreadsAtOnce<F, Shape> / Shape::kThreads)
     elementwise_kernel(Operands operands, typename Shape::Index packs,
                        typename Shape::Index packs_per_row) {
   using Index = typename Shape::Index;
@@ -156,9 +165,12 @@ cudaError_t launch_elementwise(const Operands& operands, cudaStream_t stream) {
                              : launch<F, Element, Shape<256, 4, 1, true>>(operands, stream);
   }
   if (operands.rows > 1) return launch<F, Element, Shape<128, 1, kLanes, false>>(operands, stream);
-  return F::kInputs == 1 && count * int64_t(sizeof(Element)) > kSmall
-             ? launch<F, Element, Shape<128, 1, kLanes, true>>(operands, stream)
-             : launch<F, Element, Shape<128, 1, kLanes / 2, true>>(operands, stream);
+  if constexpr (F::kInputs == 1) {
+    if (count * int64_t(sizeof(Element)) > kSmall) {
+      return launch<F, Element, Shape<128, 1, kLanes, true>>(operands, stream);
+    }
+  }
+  return launch<F, Element, Shape<128, 1, kLanes / 2, true>>(operands, stream);
 }
 
 // One operation for all types and both modes.
