@@ -13,8 +13,10 @@ import sys
 import sysconfig
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from custom_gelu_ext import build_info, doctor
 
 PROJECT = Path(__file__).parents[1]
@@ -56,14 +58,14 @@ def install(wheel: Path, venv: Path) -> None:
         archive.extractall(next(venv.glob("lib/python*/site-packages")))
 
 
-def build_wheel(kind: str, folder: Path) -> Path:
+def build_wheel(kind: str, folder: Path, cuda: str = "0") -> Path:
     source = folder / "source"
     ignore = shutil.ignore_patterns("*.egg-info", "build", "__pycache__", "_built.json", "*.so")
     shutil.copytree(PROJECT, source, ignore=ignore)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-q"]
     done = subprocess.run(
         [*pip, "-w", folder, source],
-        env={**os.environ, "CUSTOM_GELU_EXT_BUILD": kind, "CUSTOM_GELU_EXT_CUDA": "0"},
+        env={**os.environ, "CUSTOM_GELU_EXT_BUILD": kind, "CUSTOM_GELU_EXT_CUDA": cuda},
         capture_output=True,
         text=True,
     )
@@ -102,6 +104,59 @@ def test_a_wheel_with_the_kernels_in_it(kind, tmp_path):
     done = run(python, "-m", "custom_gelu_ext.doctor", PATH=str(tmp_path))
     assert "in the wheel" in done.stdout, done.stdout + done.stderr
     assert "our kernels run" in done.stdout
+
+
+EVERY_KERNEL = """
+def every_kernel(a, b, c, bias):
+    import torch
+    from custom_gelu_ext import MLP, gelu
+    ops, results = torch.ops.custom_gelu_ext, []
+    for approximate in ("none", "tanh"):
+        y, bits = ops.gelu_1bit(a, approximate)
+        results += [y, bits, *ops.gelu_8bit(a, approximate)]
+        results += [ops.gelu_1bit_backward(b, y, bits, approximate)]
+        results += [ops.gelu(a, approximate), ops.gelu_backward(a, b, approximate)]
+        results += ops.gelu_double_backward(a, b, c, approximate)
+        results += [ops.bias_gelu(a, bias, approximate), ops.geglu(a, b, approximate)]
+        results += ops.bias_gelu_backward(a, b, bias, approximate)
+        results += ops.geglu_backward(a, b, c, approximate)
+        leaf = a.clone().requires_grad_()
+        results += torch.autograd.grad(gelu(leaf, approximate), leaf, b)
+    return [x.cpu() for x in results]
+"""
+USE_CUDA = """
+import sys, torch, custom_gelu_ext
+from custom_gelu_ext import _ahead
+assert "venv" in custom_gelu_ext.__file__ and _ahead.kind() == "stable"
+inputs = torch.load(sys.argv[1])
+torch.save({k: every_kernel(*(x.cuda() for x in v)) for k, v in inputs.items()}, sys.argv[2])
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not build_info.cuda, reason=build_info.missing)
+def test_the_stable_wheel_computes_on_the_gpu_what_the_build_at_hand_does(tmp_path):
+    wheel = build_wheel("stable", tmp_path, cuda="1")
+    python = lend_torch(tmp_path / "venv")
+    install(wheel, tmp_path / "venv")
+    inputs = {
+        str(dtype): [torch.randn(33, 264).to(dtype) for _ in range(3)]
+        + [torch.randn(264).to(dtype)]
+        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    }
+    torch.save(inputs, tmp_path / "inputs.pt")
+    scope: dict[str, Any] = {}
+    exec(EVERY_KERNEL, scope)
+    expected = {k: scope["every_kernel"](*(x.cuda() for x in v)) for k, v in inputs.items()}
+    files = (str(tmp_path / "inputs.pt"), str(tmp_path / "results.pt"))
+    done = run(python, "-c", EVERY_KERNEL + USE_CUDA, *files, PATH=str(tmp_path), CXX="none")
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.load(tmp_path / "results.pt"), expected, rtol=0, atol=0)
+    done = run(python, "-m", "custom_gelu_ext.doctor", PATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "in the wheel" in done.stdout
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from custom_gelu_ext import GELU, build_info, gelu
+from custom_gelu_ext import GELU, bias_gelu, build_info, geglu, gelu
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(build_info.module is None, reason=build_info.missing)
@@ -191,6 +191,27 @@ def test_work_goes_to_the_current_stream():
     assert torch.equal(y, expected)
 
 
+class Labelled(torch.Tensor):
+    """A subclass, whose __torch_function__ has to see the call."""
+
+
+@pytest.mark.skipif(not hasattr(build_info.module, "gelu"), reason="the stable build has none")
+def test_the_short_way_is_for_ordinary_calls_only():
+    short = build_info.module.gelu
+    x = torch.randn(3)
+    assert torch.equal(short(x, "tanh"), gelu(x, "tanh"))
+    assert short(x.clone().requires_grad_(), "none").grad_fn.name() == "GeluBackward"
+    for special in (x.int(), x.to_sparse(), x.to("meta"), x.as_subclass(Labelled), [1.0]):
+        assert short(special, "none") is None
+    assert short(x, "erf") is None
+    assert short(x, None) is None
+    with torch.autograd.forward_ad.dual_level():
+        assert short(x, "none") is None
+    seen = []
+    torch.func.grad(lambda y: seen.append(short(x, "none")) or y.sum())(x)
+    assert seen == [None]
+
+
 @pytest.mark.multigpu
 def test_a_tensor_on_another_device_than_the_current():
     x = torch.randn(1000, device="cuda:1", requires_grad=True)
@@ -199,5 +220,12 @@ def test_a_tensor_on_another_device_than_the_current():
         y.sum().backward()
     assert y.device == x.grad.device == x.device
     torch.testing.assert_close(y.cpu(), gelu(x.cpu()))
+    half, bias = x.detach().view(20, 50).requires_grad_(), x.detach()[:50].requires_grad_()
+    with torch.cuda.device(0):
+        z = geglu(bias_gelu(half, bias), half)
+        z.sum().backward()
+    right = geglu(bias_gelu(half.cpu(), bias.cpu()), half.cpu())
+    torch.testing.assert_close(z.cpu(), right, rtol=1e-5, atol=1e-6)
+    assert half.grad.device == bias.grad.device == x.device
     with pytest.raises(ValueError, match="grad is on cuda:0 but x on cuda:1"):
         torch.ops.custom_gelu_ext.gelu_backward(torch.ones(1000, device="cuda:0"), x.detach())

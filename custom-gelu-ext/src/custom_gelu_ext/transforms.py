@@ -16,24 +16,19 @@ from torch.autograd import Function, forward_ad
 from torch.overrides import has_torch_function_unary
 
 from custom_gelu_ext import _ahead, autograd_python
-from custom_gelu_ext.extension import LOADED, build_info
+from custom_gelu_ext.extension import LOADED
 from custom_gelu_ext.operators import NAMESPACE, ops
 from custom_gelu_ext.second_derivative import second_derivative
 
-# Looked up once: each name costs a tenth of a microsecond, which a small GELU notices.
 _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
-_operator = ops.gelu.default if LOADED else None
-_direct = getattr(build_info.module, "gelu", _operator)  # the same, without the detour of torch.ops
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    """Return gelu(x)."""
-    if _is_compiling() or has_torch_function_unary(x):
-        return _operator(x, approximate)  # type: ignore[no-any-return, misc]
-    if _transforms_active() or forward_ad._current_level >= 0:
+    """Return gelu(x); x is a tensor that the kernels take."""
+    if transformed() and not has_torch_function_unary(x):
         return _Gelu.apply(x, approximate)  # type: ignore[no-any-return, no-untyped-call]
-    return _direct(x, approximate)  # type: ignore[no-any-return, misc]
+    return ops.gelu.default(x, approximate)  # type: ignore[no-any-return]
 
 
 def gelu_backward(grad: Tensor, x: Tensor, approximate: str = "none") -> Tensor:

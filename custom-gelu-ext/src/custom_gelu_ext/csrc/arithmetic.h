@@ -72,18 +72,35 @@ GELU_FN double abs_(double x) {
   return ::fabs(x);
 }
 
+// On the GPU "ftz" spares what only a subnormal or huge y would need: here y is from 1 to 1e4.
+// Within 2 units in the last place.
 GELU_FN float divide(float x, float y) {
 #ifdef __CUDA_ARCH__
-  return __fdividef(x, y);  // two instructions, within 2 units in the last place
+  float quotient;
+  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(quotient) : "f"(x), "f"(y));
+  return quotient;
 #else
   return x / y;
 #endif
 }
 GELU_FN float reciprocal(float x) {
-  return divide(1.0f, x);
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return 1.0f / x;
+#endif
 }
 GELU_FN double reciprocal(double x) {
+#ifdef __CUDA_ARCH__
+  double guess;  // to 20 bits; with the error e = 1 - x guess, 1/x = guess (1 + e + e^2 + ...)
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(guess) : "d"(x));
+  const double e = ::fma(-x, guess, 1.0);
+  return ::fma(guess, ::fma(e, e, e), guess);
+#else
   return 1.0 / x;
+#endif
 }
 
 // c0 + c1 z + c2 z^2 ... by Horner's scheme. Unrolled by recursion: a loop here would be one more
@@ -157,26 +174,44 @@ GELU_FN Real exp2_split(Real f, typename Bits<Real>::Word n) {
 
 // The choices between two values. On the CPU they are integer arithmetic on the bits, because of a
 // ?: on floats GCC makes branches (a comparison may raise a floating-point flag), and a loop with
-// branches is not vectorised. On the GPU a ?: is one select instruction.
+// branches is not vectorised. On the GPU a ?: is a comparison and a selection, a minimum or maximum
+// of floats one instruction.
+//
+// A NaN goes another way on each. On the GPU |x| stays NaN, and with it everything computed from
+// it. On the CPU, where its bits would be taken for a large number's, |x| is cut to the limit, and
+// positive_part and or_nan bring the NaN back.
 
-// |x|, but at most limit; limit too where x is NaN.
+// |x|, but at most limit.
+#ifdef __CUDA_ARCH__
+GELU_FN float clamped_abs(float x, float limit) {
+  const float a = abs_(x);
+#if __CUDA_ARCH__ >= 800
+  float least;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(least) : "f"(a), "f"(limit));
+  return least;
+#else
+  return a > limit ? limit : a;
+#endif
+}
+GELU_FN double clamped_abs(double x, double limit) {
+  const double a = abs_(x);
+  return a > limit ? limit : a;
+}
+#else
 template <typename Real>
 GELU_FN Real clamped_abs(Real x, Real limit) {
-#ifdef __CUDA_ARCH__
-  const Real a = abs_(x);
-  return a < limit ? a : limit;
-#else
   using Word = typename Bits<Real>::Word;
   const Word magnitude = bit_cast<Word>(x) & ~Bits<Real>::kSign;  // ordered as the values are
   const Word most = bit_cast<Word>(limit);
   return bit_cast<Real>(magnitude < most ? magnitude : most);
-#endif
 }
+#endif
 
-// x, or -0 where x is negative; NaN stays NaN.
+// x, or -0 where x is negative.
 template <typename Real>
 GELU_FN Real positive_part(Real x) {
 #ifdef __CUDA_ARCH__
+  if constexpr (sizeof(Real) == 4) return fmaxf(x, -0.0f);
   return x < 0 ? Real(-0.0) : x;
 #else
   using B = Bits<Real>;
@@ -189,11 +224,11 @@ GELU_FN Real positive_part(Real x) {
 #endif
 }
 
-// x where x is NaN, else value.
+// The value computed from x, or NaN where x is NaN.
 template <typename Real>
 GELU_FN Real or_nan(Real x, Real value) {
 #ifdef __CUDA_ARCH__
-  return x != x ? x : value;
+  return value;
 #else
   using B = Bits<Real>;
   using Word = typename B::Word;

@@ -15,109 +15,122 @@ namespace custom_gelu::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRowsAhead = 2;    // rows that a thread asks for before it uses the first
-constexpr int kBlocksPerSM = 3;  // leaves a thread 80 registers; with 64 the sums spill
-// Blocks to divide the work into: two waves on an H100, whose 132 multiprocessors are more than
+// Leaves a thread 64 registers in forward; 80 in backward, where with 64 the sums spill.
+constexpr int kForwardBlocksPerSM = 4, kBackwardBlocksPerSM = 3;
+// Rows that a thread of backward asks for before it uses the first; with two, doubles spill.
+template <typename Element>
+constexpr int kRowsAhead = sizeof(Element) == 8 ? 1 : 2;
+// Blocks to divide the work into: four waves on an H100, whose 132 multiprocessors are more than
 // most GPUs have. Not asked of the GPU at hand, so that the order of sums depends on shapes alone.
-constexpr int64_t kBlocks = 2 * kBlocksPerSM * 132;
+constexpr int64_t kBlocks = 4 * kBackwardBlocksPerSM * 132;
 
 int64_t up(int64_t n, int64_t divisor) {
   return (n + divisor - 1) / divisor;
 }
 
-// A block is `across` threads along the columns times `down` along the rows; `chunks` such blocks
-// share the rows of one strip of columns.
+// A block is `across` threads along the columns times `down` along the rows, of which it takes
+// `span`; `chunks` such blocks share the rows of one strip of columns.
 struct Division {
   int across = 1, down;
-  int64_t strips, chunks;
+  int64_t strips, chunks, span;
 
-  Division(int64_t packs_per_row) {
+  Division(int64_t rows, int64_t packs_per_row, int64_t rows_per_thread) {
     while (across < 32 && across < packs_per_row) across *= 2;
     down = kThreads / across;
+    span = down * rows_per_thread;
     strips = std::max<int64_t>(1, up(packs_per_row, across));
+    chunks = std::max<int64_t>(1, up(rows, span));
   }
   unsigned blocks() const { return unsigned(strips * chunks); }
   dim3 threads() const { return dim3(across, down); }
 };
 
 Division divide_backward(int64_t rows, int64_t packs_per_row) {
-  Division d(packs_per_row);
-  const int64_t most = up(rows, d.down * kRowsAhead);
-  d.chunks = std::max<int64_t>(1, std::min(kBlocks / d.strips, most));
-  return d;
-}
-
-// Element (row, column) of a tensor with this stride, as the pack that begins there.
-template <typename Pack, typename Element>
-__device__ __forceinline__ Pack* at(Element* base, int64_t stride, int64_t row, int64_t column) {
-  return reinterpret_cast<Pack*>(base + row * stride + column);
+  const Division finest(rows, packs_per_row, 1);
+  const int64_t chunks = std::max<int64_t>(1, kBlocks / finest.strips);
+  return Division(rows, packs_per_row, std::max<int64_t>(2, up(finest.chunks, chunks)));
 }
 
 // Each thread takes kRows rows of one pack.
 template <typename Precision, Mode kMode, typename Element, int kLanes, int kRows>
-__global__ void __launch_bounds__(kThreads, kThreadsPerSM / kThreads)
-    bias_gelu_kernel(Operands o, int64_t strips) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocksPerSM)
+    bias_gelu_kernel(Operands o, unsigned strips) {
   using Pack = Pack<Element, kLanes>;
-  const int64_t strip = blockIdx.x % strips, chunk = blockIdx.x / strips;
-  const int64_t column = (strip * blockDim.x + threadIdx.x) * kLanes;
-  const int64_t top = chunk * blockDim.y * kRows + threadIdx.y;
+  const unsigned strip = blockIdx.x % strips, chunk = blockIdx.x / strips;
+  const int64_t column = (int64_t(strip) * blockDim.x + threadIdx.x) * kLanes;
+  const int64_t top = int64_t(chunk) * blockDim.y * kRows + threadIdx.y;
   if (column >= o.width) return;
-  const auto* x = static_cast<const Element*>(o.inputs[0]);
+  const int64_t x_stride = o.input_strides[0], out_stride = o.output_strides[0];
+  const Element* x = static_cast<const Element*>(o.inputs[0]) + top * x_stride + column;
+  const Element* bias = static_cast<const Element*>(o.inputs[1]) + column;
+  Element* out = static_cast<Element*>(o.outputs[0]) + top * out_stride + column;
   Pack in[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const int64_t row = top + r * blockDim.y;
-    if (row < o.rows) in[r] = *at<const Pack>(x, o.input_strides[0], row, column);
+    if (top + r * blockDim.y < o.rows) in[r] = load<kLanes>(x + r * blockDim.y * x_stride);
   }
-  const Pack bias = *at<const Pack>(static_cast<const Element*>(o.inputs[1]), 0, 0, column);
+  const Pack biases = load<kLanes>(bias);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const int64_t row = top + r * blockDim.y;
-    if (row >= o.rows) break;
-    Pack pair[2] = {in[r], bias}, out[1];
-    compute<BiasGelu<Precision, kMode>, Element>(pair, out);
-    *at<Pack>(static_cast<Element*>(o.outputs[0]), o.output_strides[0], row, column) = out[0];
+    if (top + r * blockDim.y >= o.rows) break;
+    Pack pair[2] = {in[r], biases}, result[1];
+    compute<BiasGelu<Precision, kMode>, Element>(pair, result);
+    store(out + r * blockDim.y * out_stride, result[0]);
   }
 }
 
+// A block takes `span` rows.
 template <typename Precision, Mode kMode, typename Element, int kLanes>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
-    bias_gelu_backward_kernel(Operands o, typename Precision::Real* partial, int64_t strips,
-                              int64_t chunks) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocksPerSM)
+    bias_gelu_backward_kernel(Operands o, typename Precision::Real* partial, unsigned strips,
+                              unsigned span) {
   using Real = typename Precision::Real;
   using Pack = Pack<Element, kLanes>;
-  const int64_t strip = blockIdx.x % strips, chunk = blockIdx.x / strips;
-  const int64_t column = (strip * blockDim.x + threadIdx.x) * kLanes;
+  constexpr int kAhead = kRowsAhead<Element>;
+  const unsigned strip = blockIdx.x % strips, chunk = blockIdx.x / strips;
+  const int64_t column = (int64_t(strip) * blockDim.x + threadIdx.x) * kLanes;
   Real sums[kLanes] = {};
 
   if (column < o.width) {
-    const auto* grads = static_cast<const Element*>(o.inputs[0]);
-    const auto* xs = static_cast<const Element*>(o.inputs[1]);
-    const Pack bias = *at<const Pack>(static_cast<const Element*>(o.inputs[2]), 0, 0, column);
-    const int64_t step = chunks * blockDim.y;
-    for (int64_t top = chunk * blockDim.y + threadIdx.y; top < o.rows; top += step * kRowsAhead) {
-      Pack grad[kRowsAhead], x[kRowsAhead];
+    const int64_t top = int64_t(chunk) * span + threadIdx.y;
+    const int64_t end = min(o.rows, (int64_t(chunk) + 1) * span);
+    const Element* grad = static_cast<const Element*>(o.inputs[0]);
+    const Element* x = static_cast<const Element*>(o.inputs[1]);
+    Element* out = static_cast<Element*>(o.outputs[0]);
+    grad += top * o.input_strides[0] + column;
+    x += top * o.input_strides[1] + column;
+    out += top * o.output_strides[0] + column;
+    // From a row of this thread to its next. The pointers are moved on by these: to multiply for
+    // each address would cost as much as the GELU.
+    const int64_t grad_step = blockDim.y * o.input_strides[0];
+    const int64_t x_step = blockDim.y * o.input_strides[1];
+    const int64_t out_step = blockDim.y * o.output_strides[0];
+    const Pack biases = load<kLanes>(static_cast<const Element*>(o.inputs[2]) + column);
+
+    for (int64_t row = top; row < end; row += kAhead * blockDim.y) {
+      Pack grads[kAhead], xs[kAhead];
 #pragma unroll
-      for (int r = 0; r < kRowsAhead; ++r) {
-        const int64_t row = top + r * step;
-        if (row >= o.rows) break;
-        grad[r] = *at<const Pack>(grads, o.input_strides[0], row, column);
-        x[r] = *at<const Pack>(xs, o.input_strides[1], row, column);
+      for (int r = 0; r < kAhead; ++r) {
+        if (row + r * blockDim.y >= end) break;
+        grads[r] = load<kLanes>(grad + r * grad_step);
+        xs[r] = load<kLanes>(x + r * x_step);
       }
 #pragma unroll
-      for (int r = 0; r < kRowsAhead; ++r) {
-        const int64_t row = top + r * step;
-        if (row >= o.rows) break;
+      for (int r = 0; r < kAhead; ++r) {
+        if (row + r * blockDim.y >= end) break;
         Pack result;
 #pragma unroll
         for (int lane = 0; lane < kLanes; ++lane) {
-          const Real y = widen(x[r].values[lane]) + widen(bias.values[lane]);
-          const Real dx = widen(grad[r].values[lane]) * gelu_derivative<Precision, kMode>(y);
+          const Real y = widened(xs[r], lane) + widened(biases, lane);
+          const Real dx = widened(grads[r], lane) * gelu_derivative<Precision, kMode>(y);
           sums[lane] += dx;
           result.values[lane] = narrow<Element>(dx);
         }
-        *at<Pack>(static_cast<Element*>(o.outputs[0]), o.output_strides[0], row, column) = result;
+        store(out + r * out_step, result);
       }
+      grad += kAhead * grad_step;
+      x += kAhead * x_step;
+      out += kAhead * out_step;
     }
   }
 
@@ -131,25 +144,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   for (int i = thread; i < across; i += kThreads) {
     Real sum = 0;
     for (int y = 0; y < int(blockDim.y); ++y) sum += shared[y * across + i];
-    const int64_t c = strip * across + i;
+    const int64_t c = int64_t(strip) * across + i;
     if (c < o.width) partial[chunk * o.width + c] = sum;
   }
 }
 
-// 32 columns by 8 threads, each of which adds up every 8th row.
+// 32 columns by 32 threads, each of which adds up every 32nd row.
 template <typename Real, typename Element>
 __global__ void sum_rows_kernel(const Real* partial, int64_t rows, int64_t width, Element* out) {
-  __shared__ Real shared[8][32];
+  __shared__ Real shared[32][32];
   const int64_t column = int64_t(blockIdx.x) * 32 + threadIdx.x;
   Real sum = 0;
   if (column < width) {
-    for (int64_t r = threadIdx.y; r < rows; r += 8) sum += partial[r * width + column];
+    for (int64_t r = threadIdx.y; r < rows; r += 32) sum += partial[r * width + column];
   }
   shared[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y > 0 || column >= width) return;
 #pragma unroll
-  for (int y = 1; y < 8; ++y) sum += shared[y][threadIdx.x];
+  for (int y = 1; y < 32; ++y) sum += shared[y][threadIdx.x];
   out[column] = narrow<Element>(sum);
 }
 
@@ -174,15 +187,14 @@ struct LaunchForward {
   template <typename Element, typename Precision, Mode kMode, int kLanes>
   cudaError_t run() const {
     constexpr int kMany = 4;
-    Division d(o.width / kLanes);
-    d.chunks = up(o.rows, d.down * kMany);
-    if (d.strips * d.chunks >= kBlocks) {
+    const Division many(o.rows, o.width / kLanes, kMany);
+    if (many.strips * many.chunks >= kBlocks) {
       bias_gelu_kernel<Precision, kMode, Element, kLanes, kMany>
-          <<<d.blocks(), d.threads(), 0, stream>>>(o, d.strips);
+          <<<many.blocks(), many.threads(), 0, stream>>>(o, unsigned(many.strips));
     } else {  // a small tensor: rather more threads than more work for each
-      d.chunks = up(o.rows, d.down);
+      const Division one(o.rows, o.width / kLanes, 1);
       bias_gelu_kernel<Precision, kMode, Element, kLanes, 1>
-          <<<d.blocks(), d.threads(), 0, stream>>>(o, d.strips);
+          <<<one.blocks(), one.threads(), 0, stream>>>(o, unsigned(one.strips));
     }
     return cudaGetLastError();
   }
@@ -215,9 +227,9 @@ struct LaunchBackward {
     const Division d = divide_backward(o.rows, o.width / kLanes);
     auto* sums = static_cast<Real*>(partial);
     bias_gelu_backward_kernel<Precision, kMode, Element, kLanes>
-        <<<d.blocks(), d.threads(), 0, stream>>>(o, sums, d.strips, d.chunks);
+        <<<d.blocks(), d.threads(), 0, stream>>>(o, sums, unsigned(d.strips), unsigned(d.span));
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-    sum_rows_kernel<<<unsigned(up(o.width, 32)), dim3(32, 8), 0, stream>>>(
+    sum_rows_kernel<<<unsigned(up(o.width, 32)), dim3(32, 32), 0, stream>>>(
         sums, d.chunks, o.width, static_cast<Element*>(o.outputs[1]));
     return cudaGetLastError();
   }

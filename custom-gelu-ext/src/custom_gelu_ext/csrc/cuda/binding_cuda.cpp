@@ -16,6 +16,7 @@ void check_launch(cudaError_t error) {
 }
 
 struct Cuda {
+  static constexpr auto kKey = c10::DispatchKey::CUDA;
   using Guard = c10::cuda::CUDAGuard;
 
   static void elementwise(Op op, const Operands& operands) {

@@ -5,7 +5,8 @@
 // asks for 16 bytes at once (the most one instruction can), and for all of its elements before it
 // uses the first, so that enough requests are under way to cover the memory's latency.
 //
-// A small tensor wants the opposite, many threads with little each, or most of the GPU is idle.
+// A small tensor wants the opposite, many threads with little each, or most of the GPU is idle. And
+// where there are several inputs, 8 bytes of each are as good as 16, and a little better.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,12 +20,8 @@
 namespace custom_gelu::cuda {
 
 constexpr int kPackBytes = 16;
-// Leaves a thread 64 registers; left alone, the compiler saves down to 32 and spills. Enough
-// threads: 1024 with 32 bytes under way are above the 18 KiB per SM that an H100's memory needs
-// (3.35 TB/s x some 0.7 us of latency / 132 SMs).
-constexpr int kThreadsPerSM = 1024;
-// Up to here (2 MiB a tensor) a thread takes 8 bytes, from there on twice 16.
-constexpr int64_t kSmall = 1 << 21;
+// Up to here (1 MiB a tensor) a thread takes 8 bytes of a single input.
+constexpr int64_t kSmall = 1 << 20;
 
 // How a kernel takes its tensors apart: threads a block, packs a thread, elements a pack.
 // kFlat: one row; else packs of several rows are numbered on, and none lies across two rows.
@@ -35,6 +32,20 @@ struct Shape {
   // The launcher sees to it that 16-byte packs can be counted in 32 bits; 64-bit division is slow.
   using Index = std::conditional_t<kLanes_ == 1, int64_t, uint32_t>;
 };
+
+// The threads that a multiprocessor holds at most.
+#if __CUDA_ARCH__ == 750
+constexpr int kThreadsPerSM = 1024;
+#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+constexpr int kThreadsPerSM = 1536;
+#else
+constexpr int kThreadsPerSM = 2048;
+#endif
+// For how many of them registers are to suffice. With one pack each for all: the 32 that are left
+// for each of 2048 do, but not for two results. Asking for 16 bytes each they have 32 KiB under
+// way; an H100's memory needs some 18 (3.35 TB/s x 0.7 us of latency / 132 multiprocessors).
+template <typename F, typename Shape>
+constexpr int kThreadsAtOnce = Shape::kPacks > 1 || F::kOutputs > 1 ? 1024 : kThreadsPerSM;
 
 // Where pack number `pack` begins in a tensor with this stride from row to row.
 template <typename Shape>
@@ -50,14 +61,14 @@ struct Place {
   }
 };
 
-template <typename F, typename Element, typename Pack>
-__device__ __forceinline__ void compute(const Pack (&in)[F::kInputs], Pack (&out)[F::kOutputs]) {
-  constexpr int kLanes = sizeof(Pack) / sizeof(Element);
+template <typename F, typename Element, int kLanes>
+__device__ __forceinline__ void compute(const Pack<Element, kLanes> (&in)[F::kInputs],
+                                        Pack<Element, kLanes> (&out)[F::kOutputs]) {
 #pragma unroll
   for (int lane = 0; lane < kLanes; ++lane) {
     typename F::Real arguments[F::kInputs], results[F::kOutputs];
 #pragma unroll
-    for (int k = 0; k < F::kInputs; ++k) arguments[k] = widen(in[k].values[lane]);
+    for (int k = 0; k < F::kInputs; ++k) arguments[k] = widened(in[k], lane);
     F::run(arguments, results);
 #pragma unroll
     for (int k = 0; k < F::kOutputs; ++k) out[k].values[lane] = narrow<Element>(results[k]);
@@ -65,7 +76,7 @@ __device__ __forceinline__ void compute(const Pack (&in)[F::kInputs], Pack (&out
 }
 
 template <typename F, typename Element, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, kThreadsPerSM / Shape::kThreads)
+__global__ void __launch_bounds__(Shape::kThreads, kThreadsAtOnce<F, Shape> / Shape::kThreads)
     elementwise_kernel(Operands operands, typename Shape::Index packs,
                        typename Shape::Index packs_per_row) {
   using Index = typename Shape::Index;
@@ -83,7 +94,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kThreadsPerSM / Shape::kThrea
 #pragma unroll
     for (int k = 0; k < F::kInputs; ++k) {
       const auto* base = static_cast<const Element*>(operands.inputs[k]);
-      in[p][k] = *reinterpret_cast<const Pack*>(base + place.in(operands.input_strides[k]));
+      in[p][k] = load<kLanes>(base + place.in(operands.input_strides[k]));
     }
   }
 #pragma unroll
@@ -96,7 +107,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kThreadsPerSM / Shape::kThrea
 #pragma unroll
     for (int k = 0; k < F::kOutputs; ++k) {
       auto* base = static_cast<Element*>(operands.outputs[k]);
-      *reinterpret_cast<Pack*>(base + place.in(operands.output_strides[k])) = out[k];
+      store(base + place.in(operands.output_strides[k]), out[k]);
     }
   }
 
@@ -149,15 +160,17 @@ cudaError_t launch_elementwise(const Operands& operands, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   const bool countable = count / kLanes < (int64_t(1) << 31);
   const bool packed = countable && aligned(operands, F::kInputs, F::kOutputs, kLanes);
-  if (operands.rows > 1) {
-    return packed && operands.width % kLanes == 0
-               ? launch<F, Element, Shape<256, 2, kLanes, false>>(operands, stream)
-               : launch<F, Element, Shape<256, 2, 1, false>>(operands, stream);
+  if (!packed || (operands.rows > 1 && operands.width % kLanes != 0)) {
+    return operands.rows > 1 ? launch<F, Element, Shape<256, 4, 1, false>>(operands, stream)
+                             : launch<F, Element, Shape<256, 4, 1, true>>(operands, stream);
   }
-  if (!packed) return launch<F, Element, Shape<256, 2, 1, true>>(operands, stream);
-  return count * int64_t(sizeof(Element)) <= kSmall
-             ? launch<F, Element, Shape<128, 1, kLanes / 2, true>>(operands, stream)
-             : launch<F, Element, Shape<256, 2, kLanes, true>>(operands, stream);
+  if (operands.rows > 1) return launch<F, Element, Shape<128, 1, kLanes, false>>(operands, stream);
+  if constexpr (F::kInputs == 1) {
+    if (count * int64_t(sizeof(Element)) > kSmall) {
+      return launch<F, Element, Shape<128, 1, kLanes, true>>(operands, stream);
+    }
+  }
+  return launch<F, Element, Shape<128, 1, kLanes / 2, true>>(operands, stream);
 }
 
 // One operation for all types and both modes.

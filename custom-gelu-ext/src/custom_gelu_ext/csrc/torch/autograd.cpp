@@ -36,6 +36,7 @@ struct Recorded : torch::autograd::Node {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!grads[0].defined()) return variable_list(saved.size());
     variable_list inputs;
+    inputs.reserve(saved.size());
     for (const auto& each : saved) inputs.push_back(each.unpack());
     return formula(grads[0], inputs, approximate);
   }
@@ -64,15 +65,17 @@ struct New<c10::intrusive_ptr<Base>> {
   }
 };
 
+void refuse_forward_mode(const Tensor& input) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!input._fw_grad(0).defined(),
+                              "torch.ops.custom_gelu_ext has no forward mode: call the functions "
+                              "of custom_gelu_ext, which have");
+}
+
 // Runs an operator of the given inputs below autograd, and records it if need be.
 template <typename Op, typename... Inputs>
 Tensor record(const Op& op, const char* label, Formula formula, c10::DispatchKeySet keys,
               Approximate approximate, const Inputs&... inputs) {
-  for (const Tensor& each : {inputs...}) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!each._fw_grad(0).defined(),
-                                "torch.ops.custom_gelu_ext has no forward mode: call the functions "
-                                "of custom_gelu_ext, which have");
-  }
+  (refuse_forward_mode(inputs), ...);
   using NewNode = New<decltype(torch::autograd::Edge::function)>;
   decltype(NewNode::template node<Recorded>()) node;
   if (torch::autograd::compute_requires_grad(inputs...)) {
@@ -81,6 +84,7 @@ Tensor record(const Op& op, const char* label, Formula formula, c10::DispatchKey
     node->label = label;
     node->formula = formula;
     node->approximate = std::string(approximate);
+    node->saved.reserve(sizeof...(inputs));
     (node->saved.emplace_back(inputs, /*is_output=*/false), ...);
   }
   Tensor out = [&] {

@@ -1,8 +1,11 @@
 // The operators' schemas, and their CPU implementations. Importing the module (the last lines) runs
 // the static registrations above it; after that torch.ops.custom_gelu_ext has the operators.
 #include <ATen/Parallel.h>
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <pybind11/pybind11.h>
+#include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
@@ -22,6 +25,7 @@ void parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, in
 namespace {
 
 struct Cpu {
+  static constexpr auto kKey = c10::DispatchKey::CPU;
   struct Guard {
     explicit Guard(at::Device) {}
   };
@@ -32,6 +36,44 @@ struct Cpu {
   static void encode(const Coded& coded) { cpu::encode(coded); }
   static void decode(const Coded& coded) { cpu::decode(coded); }
 };
+
+#ifdef WITH_CUDA
+constexpr bool kHasCuda = true;
+#else
+constexpr bool kHasCuda = false;
+#endif
+
+// Whether a call on this Python object is one that functional.py would find nothing to say about: a
+// plain tensor that the kernels take, no torch.func, no forward mode, nothing that overrides
+// torch's functions.
+bool is_ordinary(pybind11::handle object) {
+  if (!THPVariable_CheckExact(object.ptr()) || at::impl::torch_function_mode_enabled())
+    return false;
+  const at::Tensor& x = THPVariable_Unpack(object.ptr());
+  const auto type = x.scalar_type();
+  using Key = c10::DispatchKey;
+  constexpr c10::DispatchKeySet kTransforms(
+      {Key::FuncTorchDynamicLayerFrontMode, Key::FuncTorchDynamicLayerBackMode});
+  return (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf ||
+          type == at::kDouble) &&
+         x.layout() == at::kStrided && (x.is_cpu() || (kHasCuda && x.is_cuda())) &&
+         !c10::impl::tls_local_dispatch_key_set().included_.has_any(kTransforms) &&
+         torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr;
+}
+
+// torch.ops.custom_gelu_ext.gelu without the way through Python's checks and a stack of boxed
+// values, for an eager call on a small tensor, which these delay. Or None, and the call has to go
+// the long way, where it is found what is wrong or special.
+std::optional<at::Tensor> gelu_if_ordinary(pybind11::handle x, pybind11::handle approximate) {
+  using Gelu = at::Tensor(const at::Tensor&, c10::string_view);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("custom_gelu_ext::gelu", "").typed<Gelu>();
+  if (!is_ordinary(x) || !pybind11::isinstance<pybind11::str>(approximate)) return std::nullopt;
+  const auto mode = approximate.cast<std::string_view>();
+  if (mode != "none" && mode != "tanh") return std::nullopt;
+  const pybind11::gil_scoped_release no_gil;
+  return op.call(THPVariable_Unpack(x.ptr()), mode);
+}
 
 }  // namespace
 
@@ -47,16 +89,5 @@ TORCH_LIBRARY_IMPL(custom_gelu_ext, CPU, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Registers the operators in torch.ops.custom_gelu_ext, and has one of them itself.";
-  // The same call as torch.ops.custom_gelu_ext.gelu, without the way through Python and a stack of
-  // boxed values that torch.ops takes: for an eager call on a small tensor, which that delays.
-  m.def(
-      "gelu",
-      [](const at::Tensor& x, std::string_view approximate) {
-        using Gelu = at::Tensor(const at::Tensor&, c10::string_view);
-        static const auto op = c10::Dispatcher::singleton()
-                                   .findSchemaOrThrow("custom_gelu_ext::gelu", "")
-                                   .typed<Gelu>();
-        return op.call(x, approximate);
-      },
-      pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("gelu", custom_gelu::gelu_if_ordinary);
 }

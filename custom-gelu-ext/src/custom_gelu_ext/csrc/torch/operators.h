@@ -1,11 +1,14 @@
 // The operators on tensors, written once for every Backend, which has
+//     Backend::kKey                           its dispatch key;
 //     Backend::Guard guard(device)            makes the device current;
 //     Backend::elementwise(op, operands)      runs a kernel;
 //     Backend::bias_gelu_backward(operands, x)
 //     Backend::encode(coded), Backend::decode(coded)
 #pragma once
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/Allocator.h>
 
 #include <tuple>
 
@@ -176,9 +179,13 @@ struct Operators {
     return out;
   }
 
-  // empty_like(x), by a shorter way where x is contiguous: that counts for a small tensor.
+  // empty_like(x), where x is contiguous without the way through the dispatcher, which costs a
+  // small tensor more than the memory does.
   static Tensor like(const Tensor& x) {
-    return x.is_contiguous() ? at::empty(x.sizes(), x.options()) : at::empty_like(x);
+    if (!x.is_contiguous()) return at::empty_like(x);
+    return at::detail::empty_generic(x.sizes(), c10::GetAllocator(x.device().type()),
+                                     c10::DispatchKeySet(Backend::kKey), x.scalar_type(),
+                                     std::nullopt);
   }
   static Tensor with_rows(const Tensor& x) { return rows_of(x) ? x : x.contiguous(); }
 };
