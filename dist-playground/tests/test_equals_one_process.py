@@ -51,6 +51,8 @@ BUILT_IN = {
     "torch ddp": ("ddp", ["--impl", "torch"]),
     "torch fsdp": ("fsdp", ["--impl", "torch"]),
     "torch tensor": ("tensor_parallel", ["--impl", "torch"]),
+    "torch pipeline": ("pipeline", [*MICRO, "--impl", "torch"]),
+    "torch pipeline afab": ("pipeline", [*MICRO, "--impl", "torch", "--schedule", "afab"]),
 }
 SITUATIONS = {"uneven": UNEVEN, "tied": TIED, "frozen": FROZEN, "bf16": BF16}
 
@@ -80,7 +82,7 @@ COMPOSED = {
     "pipeline x context": ("pipeline", [*MICRO, "--mesh", "context=2"]),
 }
 FOUR |= crossed(COMPOSED, {"tied": TIED, "bf16": BF16})
-FOUR |= crossed(BUILT_IN, {"even": EVEN})
+FOUR |= crossed({k: v for k, v in BUILT_IN.items() if "pipeline" not in k}, {"even": EVEN})
 THREE = crossed(DATA | {k: OTHERS[k] for k in ("pipeline", "pipeline afab")}, {"uneven": UNEVEN})
 THREE |= {
     "pipeline, tied": ("pipeline", [*TIED, *MICRO]),

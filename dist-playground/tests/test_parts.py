@@ -27,6 +27,14 @@ def test_checks_that_need_several_ranks(tmp_path, ranks):
     assert output.count("all checks hold") == ranks
 
 
+@pytest.mark.multigpu
+def test_the_all_reduce_through_peer_memory(tmp_path):
+    with running(Path(__file__).with_name("peer_checks.py"), (), 2, tmp_path) as process:
+        output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, output + errors
+    assert output.count("all checks hold") == 2
+
+
 def test_the_collectives_script_prints_every_way(launch):
     done = launch("collectives.py", "--device", "cpu", "--largest", "1", ranks=2)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 __all__ = ["Timeline", "draw", "record"]
 
 Interval = tuple[float, float]  # milliseconds from the beginning
-WORDS = ("nccl", "gloo:", "symm_mem", "barrier")
+WORDS = ("nccl", "gloo:", "all_reduce_kernel")
 
 
 @dataclass(frozen=True)
