@@ -28,10 +28,19 @@ def every_type_and_length(peers: PeerMemory, axis: Axis) -> None:
     Lengths around a tile's, and beginnings that are aligned to nothing.
     """
     for dtype in sorted(DTYPES, key=str):
-        tile = TILE // dtype.itemsize
-        for numel in (1, 3, 1001, tile - 1, tile, tile + 1, 5 * tile + 7, peers.most // dtype.itemsize):
+        tile, most = TILE // dtype.itemsize, peers.most // dtype.itemsize
+        for numel in (
+            1,
+            3,
+            1001,
+            tile - 1,
+            tile,
+            tile + 1,
+            5 * tile + 7,
+            peers.most // dtype.itemsize,
+        ):
             for begin in (0, 1):
-                if (numel + begin) * dtype.itemsize > peers.most:
+                if numel + begin > most:
                     continue
                 x = numbers(numel + begin, dtype, numel + axis.index)
                 if dtype.is_floating_point and numel > 2:

@@ -94,9 +94,7 @@ def measure(axis: Axis, device: torch.device, sizes: list[int], samples: int = 5
     return found
 
 
-def one_by_one(
-    way: AllReduce, x: Tensor, calls: int, device: torch.device
-) -> Callable[[], float]:
+def one_by_one(way: AllReduce, x: Tensor, calls: int, device: torch.device) -> Callable[[], float]:
     """A timer: seconds of one of many calls after another, launched from Python as in training."""
     y = x.clone()
 

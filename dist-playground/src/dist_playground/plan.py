@@ -24,6 +24,7 @@ from dist_playground.grid import Axis, Grid, mesh_sizes
 from dist_playground.model import GPT, MODELS, Attention
 from dist_playground.scratch.ddp import DDP, placements_of
 from dist_playground.scratch.fsdp import FSDP
+from dist_playground.scratch.operator import OPTIONS
 from dist_playground.scratch.pipeline import Pipeline
 from dist_playground.scratch.pipeline import check as check_pipeline
 from dist_playground.scratch.ring_attention import check as check_context
@@ -80,9 +81,7 @@ def check(kind: str, settings: Settings, world: World) -> dict[str, int]:
     return sizes
 
 
-def _check_builtin(
-    kind: str, settings: Settings, world: World, sizes: dict[str, int]
-) -> None:
+def _check_builtin(kind: str, settings: Settings, world: World, sizes: dict[str, int]) -> None:
     if kind == "single":
         raise UsageError("single.py has nothing parallel in it, so no --impl torch")
     others = [name for name, size in sizes.items() if size > 1 and name != KINDS[kind]]
@@ -142,9 +141,10 @@ def build(kind: str, settings: Settings, world: World, sizes: dict[str, int], mo
 
 def _compile(settings: Settings, model: GPT) -> None:
     if settings.compile:
+        options = OPTIONS if settings.impl == "scratch" else None
         for block in model.blocks:
             # The forward alone: hooks around it gather weights and are no part of the graph.
-            block.forward = torch.compile(block.forward, dynamic=False)
+            block.forward = torch.compile(block.forward, dynamic=False, options=options)
 
 
 def _builtin(
