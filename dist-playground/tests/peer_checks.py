@@ -7,6 +7,7 @@ import torch.distributed as dist
 from dist_playground.ending import run_and_exit
 from dist_playground.grid import Axis, Grid
 from dist_playground.process_group import process_group
+from dist_playground.scratch.copy_engines import STAGE, Arena
 from dist_playground.scratch.peer_memory import DTYPES, TILE, PeerMemory
 from dist_playground.world import read_world
 from torch import Tensor
@@ -101,6 +102,34 @@ def in_a_graph(peers: PeerMemory, axis: Axis) -> None:
         assert torch.equal(eager, start), turn
 
 
+def large_sums(axis: Axis) -> None:
+    """By the copy engines: two buffers in one memory, in turns, with a rank that comes late."""
+    numels = [8 * axis.size, 3 * STAGE * axis.size + 8 * axis.size]
+    arena = Arena.if_possible(axis, torch.device("cuda", axis.index), sum(numels))
+    assert arena is not None
+    begins = [0, numels[0]]
+    for turn in range(20):
+        for begin, numel in zip(begins, numels, strict=True):
+            mine = arena.flat[begin : begin + numel]
+            mine.copy_(numbers(numel, torch.float32, turn * axis.size + axis.index))
+            mine[numel // 2] = float("nan")
+            reference = mine.clone()
+            dist.all_reduce(reference)
+            if turn % (axis.size + 1) == axis.index:
+                torch.cuda._sleep(2_000_000)
+            if turn % 2:
+                arena.all_reduce(begin, begin + numel).wait()
+            else:
+                arena.reduce_scatter(begin, begin + numel).wait()
+                length = numel // axis.size
+                part = slice(axis.index * length, (axis.index + 1) * length)
+                mine, reference = mine[part], reference[part]
+            if axis.size == 2:
+                assert same(mine, reference), (turn, begin)
+            else:
+                assert torch.allclose(mine, reference, equal_nan=True), (turn, begin)
+
+
 def what_does_not_fit(peers: PeerMemory) -> None:
     assert not peers.fits(torch.empty(peers.most + 1, dtype=torch.uint8, device="cuda"))
     assert not peers.fits(torch.empty(peers.most // 4 + 1, device="cuda"))
@@ -119,6 +148,7 @@ def main() -> None:
         every_type_and_length(peers, axis)
         a_thousand_times(peers, axis)
         in_a_graph(peers, axis)
+        large_sums(axis)
     print("all checks hold", flush=True)
 
 

@@ -167,7 +167,9 @@ GPU = crossed(
 )
 
 
-GPU["torch context, even"] = ("context_parallel", [*EVEN, "--model", "tiny", "--impl", "torch"])
+LONG = ["--model", "tiny", "--sequence-length", "128", "--impl", "torch"]
+GPU["torch context, even"] = ("context_parallel", [*EVEN, *LONG])
+GPU["torch context, bf16"] = ("context_parallel", [*BF16, *LONG])
 
 # Seven steps: three in the usual way, one captured, one of another shape, two replayed.
 GRAPHS = {k: v for k, v in (DATA | OTHERS).items() if "afab" not in k}

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dist_playground.builtin.context_parallel import check as check_torch_context
 from dist_playground.builtin.context_parallel import in_context
 from dist_playground.builtin.ddp import ddp as torch_ddp
 from dist_playground.builtin.fsdp import fsdp as torch_fsdp
@@ -91,11 +92,8 @@ def _check_builtin(kind: str, settings: Settings, world: World, sizes: dict[str,
         raise UsageError("--impl torch has no --zero1 here: use --impl scratch")
     if kind == "pipeline":
         check_torch_pipeline(settings, world.size, MODELS[settings.model].tied)
-    if kind == "context_parallel" and world.device.type != "cuda":
-        raise UsageError(
-            "torch's context parallelism has no attention kernel for CPUs: use --impl scratch, "
-            "or GPUs"
-        )
+    if kind == "context_parallel":
+        check_torch_context(settings, world)
     if settings.graph and kind not in CAPTURED:
         raise UsageError(f"{kind}.py --impl torch has no --graph: use --impl scratch")
 

@@ -121,7 +121,7 @@ class Trainer:
         parallel = self.plan.parallel
         parallel.before_step()
         share = self.plan.schedule(parallel, batches, total)
-        norm = parallel.clip(MAX_GRADIENT_NORM)
+        norm = parallel.clip(MAX_GRADIENT_NORM, self.optimizer)
         self.optimizer.step()
         parallel.stepped()
         return share, norm

@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.experimental import context_parallel
 
+from dist_playground.errors import UsageError
+from dist_playground.settings import Settings
 from dist_playground.strategy import MicroBatch, Parallel, Schedule, one_after_another
 from dist_playground.world import World
 
-__all__ = ["in_context"]
+__all__ = ["check", "in_context"]
 
 
 def in_context(world: World) -> Schedule:
@@ -38,3 +40,21 @@ def in_context(world: World) -> Schedule:
             return one_after_another(parallel, placed, total)
 
     return schedule
+
+
+def check(settings: Settings, world: World) -> None:
+    """Raise UsageError for what torch's context parallelism cannot do."""
+    if world.device.type != "cuda":
+        raise UsageError(
+            "torch's context parallelism has no attention kernel for CPUs: use --impl scratch, "
+            "or GPUs"
+        )
+    # Its float32 kernel rounds a chunk's length up to this, which its ring does not expect.
+    chunk = 32 * 2 * world.size
+    if settings.dtype == "float32" and settings.sequence_length % chunk:
+        fits = -(-settings.sequence_length // chunk) * chunk
+        raise UsageError(
+            f"--sequence-length {settings.sequence_length} does not divide into 2 chunks of a "
+            f"multiple of 32 for each of the {world.size} ranks, which torch's context "
+            f"parallelism needs in float32: use --sequence-length {fits}"
+        )

@@ -19,7 +19,7 @@ from dist_playground.model import Linear
 from dist_playground.scratch.operator import known, number_of, operator
 from dist_playground.scratch.token_exchange import Later
 
-__all__ = ["ALIGNMENT", "Bucket", "layout", "matrices"]
+__all__ = ["Bucket", "layout", "matrices", "padded"]
 
 ALIGNMENT = 8  # parameters begin at multiples of so many numbers: 16 bytes in bfloat16
 
@@ -31,6 +31,11 @@ def layout(parameters: Sequence[Tensor]) -> tuple[list[int], int]:
         starts.append(end)
         end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
     return starts, end
+
+
+def padded(numel: int, parts: int) -> int:
+    """The length that divides into `parts` aligned ones."""
+    return -(-numel // (ALIGNMENT * parts)) * ALIGNMENT * parts
 
 
 def matrices(module: nn.Module) -> list[Linear]:

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from dist_playground.grid import Axis
-from dist_playground.scratch.bucket import ALIGNMENT, layout
+from dist_playground.scratch.bucket import layout, padded
 
-__all__ = ["Slot", "Slots", "Unit", "padded"]
+__all__ = ["Slot", "Slots", "Unit"]
 
 
 class Slot:
@@ -91,8 +91,3 @@ class Unit:
             if start < stop:
                 found.append((index, start, stop))
         return found
-
-
-def padded(numel: int, parts: int) -> int:
-    """The length that divides into `parts` aligned ones."""
-    return -(-numel // (ALIGNMENT * parts)) * ALIGNMENT * parts

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from dist_playground.grid import Axis
 from dist_playground.layout import Piece, Placement, run_pieces
 from dist_playground.model import GPT
-from dist_playground.scratch.bucket import Bucket, layout, matrices
-from dist_playground.scratch.flat_unit import Slot, Slots, Unit, padded
+from dist_playground.scratch.bucket import Bucket, layout, matrices, padded
+from dist_playground.scratch.flat_unit import Slot, Slots, Unit
 from dist_playground.scratch.token_exchange import Later
 from dist_playground.scratch.vocabulary import VocabularyEmbedding
 from dist_playground.strategy import MicroBatch, Parallel

@@ -1,9 +1,8 @@
 """A small all-reduce that reads the other GPUs' memory instead of asking a library to send it.
 
-NCCL needs some 50 microseconds to get going, whatever the size. GPUs of one host can map each
-other's memory (torch's symmetric memory, over NVLink or PCIe peer access), and one kernel that
-writes, signals, waits and reads does the whole sum (peer_kernel.py). All ranks add up in the same
-order and so get the same bits. No multicast.
+NCCL needs some time to get going, whatever the size. With memory that the GPUs of a host have
+mapped one kernel that writes, signals, waits and reads does the whole sum (peer_kernel.py). All
+ranks add up in the same order and so get the same bits.
 
 As the GPU needs only a few microseconds, most of the time would be Triton's own launch from
 Python; so a kernel that was compiled once is launched by its handle.
@@ -14,11 +13,10 @@ from functools import partial
 from importlib.util import find_spec
 
 import torch
-import torch.distributed as dist
-import torch.distributed._symmetric_memory as symmetric_memory
 from torch import Tensor
 
 from dist_playground.grid import Axis
+from dist_playground.mapped import Mapped, agreed, reachable
 
 __all__ = ["PeerMemory"]
 
@@ -35,33 +33,19 @@ class PeerMemory:
     """
 
     def __init__(self, axis: Axis, device: torch.device, most: int = 2**20) -> None:
-        assert axis.group is not None
         self.most = most
         self.axis = axis
         flags = most // TILE * axis.size * 4  # int32: one a tile and rank
-        own = symmetric_memory.empty(2 * most + flags, dtype=torch.uint8, device=device)
-        handle = symmetric_memory.rendezvous(own, axis.group)
-        own.zero_()
-        handle.barrier()  # nobody may signal before all flags are 0
-        self._memory = own, handle  # what is mapped stays mapped as long as these live
-        self._peers = torch.tensor(handle.buffer_ptrs, device=device)
+        self._mapped = Mapped(axis, device, 2 * most + flags)
+        self._peers = torch.tensor(self._mapped.addresses, device=device)
         self._launchers: dict[tuple[torch.dtype, bool, int], Callable[[int, int], None]] = {}
 
     @classmethod
     def if_possible(cls, axis: Axis, device: torch.device) -> "PeerMemory | None":
         """None where the ranks cannot all map each other's memory, or lack Triton. Collective."""
-        if axis.group is None or device.type != "cuda":
-            return None
-        here = torch.cuda.device_count()
-        possible = find_spec("triton") is not None and here >= axis.size
-        possible = possible and all(
-            peer == device.index or torch.cuda.can_device_access_peer(device.index, peer)
-            for peer in range(here)
-        )
-        # All or none: a rank alone in the rendezvous would wait for ever.
-        flag = torch.tensor(int(possible), device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=axis.group)
-        return cls(axis, device) if flag.item() else None
+        possible = reachable(axis, device)
+        possible = possible and agreed(find_spec("triton") is not None, axis, device)
+        return cls(axis, device) if possible else None
 
     def fits(self, x: Tensor) -> bool:
         """Whether the tensor is small enough, dense, and of a type that the kernel adds up."""
