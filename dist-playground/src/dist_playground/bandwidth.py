@@ -34,7 +34,7 @@ def bus_bandwidth(bytes_: int, seconds: float, size: int) -> float:
     return 2 * (size - 1) / size * bytes_ / seconds
 
 
-def ways(axis: Axis, device: torch.device) -> dict[str, AllReduce]:
+def ways(axis: Axis) -> dict[str, AllReduce]:
     """For tensors of any size, by name."""
     return {
         dist.get_backend(axis.group): lambda x: dist.all_reduce(x, group=axis.group),
@@ -62,7 +62,7 @@ def small_ways(axis: Axis, device: torch.device) -> dict[str, AllReduce]:
 
 def measure(axis: Axis, device: torch.device, sizes: list[int], samples: int = 5) -> list[Timing]:
     """Every way at every size in bytes, taking turns; collective."""
-    any_size, small = ways(axis, device), small_ways(axis, device)
+    any_size, small = ways(axis), small_ways(axis, device)
     generator = torch.Generator(device=device).manual_seed(axis.index)
     found = []
     for size in sizes:
@@ -70,63 +70,67 @@ def measure(axis: Axis, device: torch.device, sizes: list[int], samples: int = 5
         every = [torch.empty_like(x) for _ in range(axis.size)]
         dist.all_gather(every, x, group=axis.group)
         exact = sum((part.double() for part in every), torch.zeros((), device=device))
-        calls = max(3, min(50, 2**26 // size))
-        timers: dict[str, Callable[[], float]] = {}
-        error: dict[str, float] = {}
+        # Each call multiplies the numbers by the ranks: not so often that they overflow.
+        calls = max(3, min(100 // axis.size, 2**26 // size))
+        runs: dict[str, Calls] = {}
         for name, way in (any_size | (small if size <= SMALL else {})).items():
-            y = x.clone()
-            way(y)
-            error[name] = ((y - exact).abs().max() / exact.abs().max()).item()
-            timers[name] = one_by_one(way, x, calls, device)
+            runs[name] = Calls(way, x, calls)
             if small and size <= SMALL and name not in ("ring", "tree"):
-                timers[f"{name}, graph"] = as_graph(way, x, calls)
-                error[f"{name}, graph"] = error[name]
-        seconds: dict[str, list[float]] = {name: [] for name in timers}
-        for _ in range(samples):
-            for name, timer in timers.items():
+                runs[f"{name}, graph"] = GraphedCalls(way, x, calls)
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for turn in range(samples + 1):
+            for name, run in runs.items():
                 dist.barrier()
-                seconds[name].append(timer())
-        for name, times in seconds.items():
-            slowest = torch.tensor([*times, error[name]], dtype=torch.float64, device=device)
+                took = run()
+                if turn:  # the first is to warm up
+                    seconds[name].append(took)
+        for name, run in runs.items():
+            sums = run.numbers.double() / axis.size ** (calls - 1)
+            error = ((sums - exact).abs().max() / exact.abs().max()).item()
+            slowest = torch.tensor([*seconds[name], error], dtype=torch.float64, device=device)
             dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=axis.group)
             *both, worst = slowest.tolist()
             found.append(Timing(name, size, both, worst))
     return found
 
 
-def one_by_one(way: AllReduce, x: Tensor, calls: int, device: torch.device) -> Callable[[], float]:
-    """A timer: seconds of one of many calls after another, launched from Python as in training."""
-    y = x.clone()
+class Calls:
+    """Many calls after one another, launched from Python as in training; gives a call's seconds."""
 
-    def run() -> float:
-        y.copy_(x)  # each call multiplies it by the number of ranks
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    def __init__(self, way: AllReduce, x: Tensor, calls: int) -> None:
+        self.way, self.calls = way, calls
+        self._start = x
+        self.numbers = x.clone()
+
+    def __call__(self) -> float:
+        """Replace the numbers by their sum, and that by its sum, and so on."""
+        self.numbers.copy_(self._start)
+        self._synchronise()
         begin = time.perf_counter()
-        for _ in range(calls):
-            way(y)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return (time.perf_counter() - begin) / calls
+        self.launch()
+        self._synchronise()
+        return (time.perf_counter() - begin) / self.calls
 
-    return run
+    def launch(self) -> None:
+        """All calls."""
+        for _ in range(self.calls):
+            self.way(self.numbers)
+
+    def _synchronise(self) -> None:
+        if self.numbers.is_cuda:
+            torch.cuda.synchronize(self.numbers.device)
 
 
-def as_graph(way: AllReduce, x: Tensor, calls: int) -> Callable[[], float]:
-    """A timer: the same calls as one CUDA graph, so without Python's and the driver's launches."""
-    y = x.clone()
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(calls):
-            way(y)
+class GraphedCalls(Calls):
+    """The same as one CUDA graph: without Python's and the driver's time for each launch."""
 
-    def run() -> float:
-        y.copy_(x)
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        graph.replay()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - begin) / calls
+    def __init__(self, way: AllReduce, x: Tensor, calls: int) -> None:
+        super().__init__(way, x, calls)
+        self._synchronise()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            super().launch()
 
-    return run
+    def launch(self) -> None:
+        """All calls."""
+        self._graph.replay()
