@@ -105,7 +105,7 @@ def in_a_graph(peers: PeerMemory, axis: Axis) -> None:
 def large_sums(axis: Axis) -> None:
     """By the copy engines: two buffers in one memory, in turns, with a rank that comes late."""
     numels = [8 * axis.size, 3 * STAGE * axis.size + 8 * axis.size]
-    arena = Arena.if_possible(axis, torch.device("cuda", axis.index), sum(numels))
+    arena = Arena.if_possible(axis, torch.device("cuda", axis.index), sum(numels), torch.float32)
     assert arena is not None
     begins = [0, numels[0]]
     for turn in range(20):
@@ -130,6 +130,21 @@ def large_sums(axis: Axis) -> None:
                 assert torch.allclose(mine, reference, equal_nan=True), (turn, begin)
 
 
+def large_gathers(axis: Axis) -> None:
+    """By the copy engines: each rank's float32 numbers, rounded, in every rank's vector."""
+    numel = 1024 * axis.size
+    device = torch.device("cuda", axis.index)
+    arena = Arena.if_possible(axis, device, 2 * numel, torch.bfloat16)
+    assert arena is not None
+    for turn in range(20):
+        every = [numbers(1024, torch.float32, turn * axis.size + r) for r in range(axis.size)]
+        if turn % (axis.size + 1) == axis.index:
+            torch.cuda._sleep(2_000_000)
+        arena.all_gather(numel, 2 * numel, every[axis.index]).wait()
+        assert torch.equal(arena.flat[numel:], torch.cat(every).bfloat16()), turn
+        assert not arena.flat[:numel].any()
+
+
 def what_does_not_fit(peers: PeerMemory) -> None:
     assert not peers.fits(torch.empty(peers.most + 1, dtype=torch.uint8, device="cuda"))
     assert not peers.fits(torch.empty(peers.most // 4 + 1, device="cuda"))
@@ -149,6 +164,7 @@ def main() -> None:
         a_thousand_times(peers, axis)
         in_a_graph(peers, axis)
         large_sums(axis)
+        large_gathers(axis)
     print("all checks hold", flush=True)
 
 

@@ -126,6 +126,7 @@ class GraphedCalls(Calls):
 
     def __init__(self, way: AllReduce, x: Tensor, calls: int) -> None:
         super().__init__(way, x, calls)
+        way(self.numbers)  # a first call may load or compile what a capture must not
         self._synchronise()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):

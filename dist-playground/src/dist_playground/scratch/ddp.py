@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dist_playground.grid import Axis
 from dist_playground.layout import Piece, Placement, run_pieces
 from dist_playground.scratch.bucket import Bucket, layout, matrices, padded
-from dist_playground.scratch.copy_engines import Arena, Summed
+from dist_playground.scratch.copy_engines import Arena, Done
 from dist_playground.scratch.token_exchange import Later
 from dist_playground.strategy import Parallel
 
@@ -107,7 +107,7 @@ class DDP(Parallel):
         lengths = [layout([named[name] for name in group])[1] for group, _ in groups]
         lengths = [padded(length, axis.size) for length in lengths]
         device = next(module.parameters()).device
-        self._arena = Arena.if_possible(axis, device, sum(lengths))
+        self._arena = Arena.if_possible(axis, device, sum(lengths), torch.float32)
         flat = torch.zeros(sum(lengths), device=device) if self._arena is None else self._arena.flat
         self.buckets: list[FlatBucket] = []
         for (group, kind), gradient in zip(groups, torch.split(flat, lengths), strict=True):
@@ -132,7 +132,7 @@ class DDP(Parallel):
                 master.grad = None  # else autograd would add the next gradient to it
         self._next = 0  # the first bucket whose collective has not been started
         self._full = [False] * len(self.buckets)
-        self._works: list[dist.Work | Summed] = []
+        self._works: list[dist.Work | Done] = []
 
     def _complete(self, bucket: Bucket) -> None:
         self._full[self.buckets.index(bucket)] = True  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ class DDP(Parallel):
         if self.axis.group is not None:
             self._works.append(self._reduce(bucket, self.axis.group))
 
-    def _reduce(self, bucket: FlatBucket, group: dist.ProcessGroup) -> dist.Work | Summed:
+    def _reduce(self, bucket: FlatBucket, group: dist.ProcessGroup) -> dist.Work | Done:
         if self._arena is not None:
             return self._arena.all_reduce(bucket.begin, bucket.begin + bucket.numel)
         work = dist.all_reduce(bucket.flat_gradient, group=group, async_op=True)

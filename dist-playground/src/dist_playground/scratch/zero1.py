@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dist_playground.layout import Piece, run_pieces
-from dist_playground.scratch.copy_engines import Summed
+from dist_playground.scratch.copy_engines import Done
 from dist_playground.scratch.ddp import DDP, FlatBucket
 
 __all__ = ["ZeRO1"]
@@ -29,7 +29,7 @@ class ZeRO1(DDP):
         length = flat.numel() // self.axis.size
         return flat[self.axis.index * length : (self.axis.index + 1) * length]
 
-    def _reduce(self, bucket: FlatBucket, group: dist.ProcessGroup) -> dist.Work | Summed:
+    def _reduce(self, bucket: FlatBucket, group: dist.ProcessGroup) -> dist.Work | Done:
         if self._arena is not None:
             return self._arena.reduce_scatter(bucket.begin, bucket.begin + bucket.numel)
         mine = self._shard(bucket.flat_gradient)
