@@ -5,6 +5,7 @@ size on every rank of an axis. The others' are tensors like any other, only fart
 multicast.
 """
 
+import os
 import socket
 import weakref
 import zlib
@@ -20,6 +21,7 @@ from dist_playground.grid import Axis
 __all__ = ["Mapped", "agreed", "mapped_bytes", "reachable"]
 
 _held = 0
+_found: dict[tuple[int, ...], bool] = {}  # by an axis' ranks
 
 
 def mapped_bytes() -> int:
@@ -62,6 +64,12 @@ def reachable(axis: Axis, device: torch.device) -> bool:
     """Whether all ranks of an axis can map each other's memory. Collective, alike on all ranks."""
     if axis.group is None or device.type != "cuda":
         return False
+    if axis.ranks not in _found:
+        _found[axis.ranks] = _promised(axis, device) and _kept(axis, device)
+    return _found[axis.ranks]
+
+
+def _promised(axis: Axis, device: torch.device) -> bool:
     mine = torch.tensor([_host(), device.index], device=device)
     everyone = [torch.empty_like(mine) for _ in range(axis.size)]
     dist.all_gather(everyone, mine, group=axis.group)
@@ -71,7 +79,21 @@ def reachable(axis: Axis, device: torch.device) -> bool:
         index == device.index or torch.cuda.can_device_access_peer(device.index, index)
         for index in ours
     )
-    return agreed(possible, axis, device)
+    # Some virtual machines promise access that never comes: what tells NCCL so counts here, too.
+    return agreed(possible and os.environ.get("NCCL_P2P_DISABLE", "0") == "0", axis, device)
+
+
+def _kept(axis: Axis, device: torch.device) -> bool:
+    works = True
+    try:
+        probe = Mapped(axis, device, 4)
+        torch.cuda.synchronize(device)  # its barrier has ended before it is unmapped
+        del probe
+    except RuntimeError as error:  # a container may forbid it
+        reason = str(error).splitlines()[0]
+        print(f"GPUs cannot map each other's memory, so NCCL moves all data: {reason}", flush=True)
+        works = False
+    return agreed(works, axis, device)
 
 
 def agreed(wish: bool, axis: Axis, device: torch.device) -> bool:
