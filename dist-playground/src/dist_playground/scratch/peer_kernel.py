@@ -41,7 +41,7 @@ def all_reduce_kernel(
     own = tl.load(peers + RANK)
     flags = (own + 2 * MOST).to(tl.pointer_type(tl.int32)) + tile * W
     turn = tl.load(flags + RANK) + 1
-    buffer = (turn % 2).to(tl.int64) * MOST
+    buffer = (turn & 1).to(tl.int64) * MOST
     dtype = tl.pointer_type(x.dtype.element_ty)
     mine = (own + buffer).to(dtype)
     tl.store(mine + place, tl.load(x + place, inside), inside)
