@@ -29,12 +29,12 @@ def compare(device: str, largest: int) -> None:
         found = measure(axis, world.device, sizes)
         if world.rank == 0:
             print(f"all-reduce over {world.size} ranks, float32; bus: what each link must carry")
-            print(f"{'bytes':>12}  {'way':12}{'time':>12}{'bus':>14}{'error':>10}")
+            print(f"{'bytes':>12}  {'way':22}{'time':>12}{'bus':>14}{'error':>10}")
             for timing in found:
                 seconds = statistics.median(timing.seconds)
                 bus = bus_bandwidth(timing.bytes, seconds, world.size)
                 print(
-                    f"{timing.bytes:12,}  {timing.name:12}{seconds * 1e6:9,.1f} us"
+                    f"{timing.bytes:12,}  {timing.name:22}{seconds * 1e6:9,.1f} us"
                     f"{bus / 1e9:9.3f} GB/s{timing.error:10.1e}",
                     flush=True,
                 )

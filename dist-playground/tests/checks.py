@@ -1,7 +1,9 @@
 """torchrun --nproc-per-node N checks.py: what only several processes together can check."""
 
 import gc
+import io
 import weakref
+from contextlib import redirect_stdout
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,7 @@ from dist_playground.collectives import (
 )
 from dist_playground.ending import run_and_exit
 from dist_playground.grid import Axis, Grid
+from dist_playground.mapped import _kept, mapped_bytes, reachable
 from dist_playground.model import GPT, MODELS, Linear
 from dist_playground.plan import build, check
 from dist_playground.process_group import process_group
@@ -114,6 +117,16 @@ def memory_is_freed(world) -> None:
         assert alive() is None, (kind, options)
 
 
+def no_mapped_memory(axis: Axis) -> None:
+    """A mapping that fails is found out by all ranks together, and said."""
+    assert not reachable(axis, torch.device("cpu"))
+    text = io.StringIO()
+    with redirect_stdout(text):
+        assert not _kept(axis, torch.device("cpu"))
+    assert "so NCCL moves all data" in text.getvalue()
+    assert mapped_bytes() == 0
+
+
 def the_same_on_every_rank(axis: Axis) -> None:
     """Drawn from the seed: all ranks begin with the same bits."""
     torch.manual_seed(1)
@@ -131,6 +144,7 @@ def main() -> None:
         collectives(axis)
         unused_parameters(axis)
         the_same_on_every_rank(axis)
+        no_mapped_memory(axis)
         if MODELS["micro"].heads % world.size == 0:
             memory_is_freed(world)
     print("all checks hold")

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from dist_playground.methods import METHODS, VARIANTS, Method, Workload, trials
+from dist_playground.ranks import Orders, launch
+from dist_playground.settings import parse_settings
+from dist_playground.trial import Trial
 
 FILE = Path(__file__).resolve().parents[1] / "benchmark.py"
 
@@ -40,33 +44,60 @@ def result(name, losses, seconds=(1.0, 1.0)):
 )
 def test_losses_that_differ_are_refused(benchmark, losses, status):
     error = benchmark.loss_difference([losses], [5.0, 4.0])
-    tokens, state, exposed = benchmark.rows_for(
-        "ddp", [result("ddp", losses, (1.0, 2.0))], True, error, "float32", peak=0.0
-    )
+    found = [result("ddp", losses, (1.0, 2.0))]
+    tokens = benchmark.speed_row(Method("ddp", "ddp"), found, "float32", error)
     assert tokens.status == status
     assert list(tokens.samples) == [100.0, 50.0]
+    state, exposed = benchmark.other_rows(Method("ddp", "ddp"), found, 0.0, None)
     assert (state.samples, exposed.samples) == ([1.0], [0.5])
 
 
-def test_every_method_is_compared_with_one_process_on_the_same_batch(benchmark):
-    workload = benchmark.Workload("tiny", 2, 16, "float32", 1, 3, 2, tuple(benchmark.METHODS))
-    every = benchmark.trials(workload, ranks=2)
-    methods = [m for kind in benchmark.METHODS for m in benchmark.METHODS[kind]]
+def test_every_method_is_compared_with_one_process_on_the_same_batch():
+    workload = Workload("tiny", 2, 16, "float32", 1, 3, 2, tuple(METHODS))
+    every = trials(workload)
+    methods = [m for kind in METHODS for m in METHODS[kind]]
     assert len(every) == 2 + 2 * (1 + len(methods))
     for each in every:
-        settings = benchmark.parse_settings("", each["options"])
-        splits = each["kind"] in ("ddp", "fsdp") or "reference" in each["name"]
-        assert settings.batch_size == (4 if splits else 2)
-        assert each.get("alone", False) == (
-            "reference" in each["name"] or "no " in each["name"][:3]
-        )
+        splits = each.kind in ("ddp", "fsdp") or "reference" in each.name
+        assert each.settings.batch_size == (4 if splits else 2)
+        assert each.alone == (each.name.startswith(("reference", "no communication")))
 
 
-def test_ranks_that_fail_give_their_own_line(benchmark, tmp_path):
+def test_what_is_not_eager_comes_once_and_last():
+    kinds = ("ddp", "fsdp", "pipeline")
+    every = trials(Workload("tiny", 8, 16, "float32", 1, 3, 2, kinds, tuple(VARIANTS)))
+    names = [each.name for each in every]
+    assert names.count("ddp") == 2
+    assert names.count("ddp, compiled, graph") == 1
+    assert not any("reshard, " in name or "pipeline, comp" in name for name in names)
+    (graphed,) = (each for each in every if each.name == "torch ddp, graph")
+    assert graphed.settings.graph
+    assert graphed.warm_up == 1 + 11
+    first = next(number for number, each in enumerate(every) if each.settings.graph)
+    assert not any(name in ("ddp", "zero1") for name in names[first:])
+
+
+def test_a_case_has_a_row_for_all_that_was_run(benchmark):
+    workload = Workload("large", 2, 16, "bfloat16", 1, 3, 1, ("ddp",), tuple(VARIANTS))
+    losses = [5.0, 4.0]
+    names = ["reference for ddp", "no communication", "torch ddp", "ddp", "ddp, graph"]
+    added = {}
+
+    class Run:
+        def add(self, name, rows, baseline, params):
+            added[name] = rows
+
+    timelines = benchmark.add_training(Run(), workload, [result(n, losses) for n in names], 1.0)
+    (rows,) = added.values()
+    assert [r.implementation for r in rows if r.metric == "tokens"] == names[1:]
+    assert [r.implementation for r in rows if r.metric == "predicted memory"] == ["ddp"]
+    assert list(timelines) == names[2:4]
+
+
+def test_ranks_that_fail_give_their_own_line(tmp_path):
     options = ["--model", "micro", "--batch-size", "2", "--sequence-length", "17"]
-    wrong = {"name": "x", "kind": "tensor_parallel", "options": options, "warm_up": 1, "timed": 1}
-    told = {"device": "cpu", "trials": [wrong], "all_reduce_bytes": []}
-    why = benchmark.launch(told, 2, tmp_path, timeout_s=60)
+    wrong = Trial("x", "tensor_parallel", parse_settings("", options), warm_up=1, timed=1)
+    why = launch(Orders("cpu", [wrong], []), 2, tmp_path, timeout_s=60)
     assert "--sequence-length 17 is not divisible by the 2 tensor-parallel ranks" in why
 
 
@@ -78,7 +109,15 @@ def test_the_whole_benchmark_runs_and_records(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = tmp_path.glob("*.json")
     text = file.read_text()
-    for name in ("no communication", "torch ddp", "zero1", "fsdp", "tensor", "1f1b", "ring"):
+    for name in (
+        "no communication",
+        "torch ddp",
+        "zero1",
+        "fsdp",
+        "tensor",
+        "torch pipeline",
+        "ring",
+    ):
         assert name in text
     (picture,) = tmp_path.glob("*.svg")
     assert picture.read_text().startswith("<svg")

@@ -15,6 +15,7 @@ from dist_playground.plan import check
 from dist_playground.settings import parse_settings
 from dist_playground.world import World
 
+TORCH = ["--impl", "torch"]
 SMALL = ("--steps", "4", "--batch-size", "4", "--sequence-length", "16", "--device", "cpu")
 
 
@@ -67,7 +68,11 @@ def test_a_world_that_does_not_fit_ends_every_rank_at_once(launch):
         ("pipeline", ["--zero1"], r"leave out the axis tensor, fsdp.py and --zero1"),
         ("fsdp", ["--impl", "torch", "--mesh", "tensor=2"], r"--impl torch has one axis here"),
         ("ddp", ["--impl", "torch", "--zero1"], r"--impl torch has no --zero1 here"),
-        ("pipeline", ["--impl", "torch"], r"pipeline.py has no --impl torch"),
+        ("single", ["--impl", "torch"], r"single.py has nothing parallel in it"),
+        ("context_parallel", ["--impl", "torch"], r"no attention kernel for CPUs"),
+        ("pipeline", ["--impl", "torch"], r"the 2 stages for 1f1b: use --accumulate 2 or more"),
+        ("pipeline", [*TORCH, "--accumulate", "3"], r"16 does not divide by --accumulate 3"),
+        ("pipeline", [*TORCH, "--model", "micro-tied"], r"no tied weights in a pipeline"),
         ("ddp", ["--graph"], r"--graph is for CUDA"),
         ("ddp", ["--impl", "torch", "--graph"], r"--graph"),
     ],

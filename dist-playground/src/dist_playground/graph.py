@@ -17,14 +17,17 @@ from dist_playground.strategy import MicroBatch
 __all__ = ["GraphedStep"]
 
 Step = Callable[[Sequence[MicroBatch], int], tuple[Tensor, Tensor]]
-WARM_UP = 3  # usual steps first: libraries choose kernels, the optimizer makes its moments
 
 
 class GraphedStep:
-    """Calls step(micro_batches, total) -> (loss share, norm): from the fourth time as a graph."""
+    """Calls step(micro_batches, total) -> (loss share, norm), after `warm_up` times as a graph.
 
-    def __init__(self, step: Step) -> None:
+    The first steps go the usual way: libraries choose kernels, the optimizer makes its moments.
+    """
+
+    def __init__(self, step: Step, warm_up: int) -> None:
         self._step = step
+        self._warm_up = warm_up
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[MicroBatch] = []
@@ -35,7 +38,7 @@ class GraphedStep:
         """One step; the results are this call's own."""
         shapes = [batch.tokens.shape for batch in batches]
         self._calls += 1
-        if self._calls <= WARM_UP or (self._graph is not None and shapes != self._shapes):
+        if self._calls <= self._warm_up or (self._graph is not None and shapes != self._shapes):
             return self._on_side_stream(batches, total)
         if self._graph is None:
             self._capture(batches, total)

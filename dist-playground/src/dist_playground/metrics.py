@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from dist_playground.mapped import mapped_bytes
+
 __all__ = ["StepTimer", "local", "peak_memory", "state_bytes"]
 
 
@@ -57,7 +59,7 @@ def peak_memory(device: torch.device) -> int:
     The latter includes Python and torch's libraries, some hundreds of MiB.
     """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device) + mapped_bytes()
     status = Path("/proc/self/status")
     if status.exists():
         # Not ru_maxrss: Linux carries it over exec, so a small process started by a big one

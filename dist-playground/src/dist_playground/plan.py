@@ -12,15 +12,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dist_playground.builtin.context_parallel import check as check_torch_context
+from dist_playground.builtin.context_parallel import in_context
 from dist_playground.builtin.ddp import ddp as torch_ddp
 from dist_playground.builtin.fsdp import fsdp as torch_fsdp
+from dist_playground.builtin.pipeline import Pipeline as TorchPipeline
+from dist_playground.builtin.pipeline import StageOnly
+from dist_playground.builtin.pipeline import check as check_torch_pipeline
 from dist_playground.builtin.tensor_parallel import tensor_parallel as torch_tensor_parallel
 from dist_playground.errors import UsageError
 from dist_playground.grid import Axis, Grid, mesh_sizes
 from dist_playground.model import GPT, MODELS, Attention
 from dist_playground.scratch.ddp import DDP, placements_of
 from dist_playground.scratch.fsdp import FSDP
-from dist_playground.scratch.pipeline import Pipeline, Stage
+from dist_playground.scratch.operator import OPTIONS
+from dist_playground.scratch.pipeline import Pipeline
 from dist_playground.scratch.pipeline import check as check_pipeline
 from dist_playground.scratch.ring_attention import check as check_context
 from dist_playground.scratch.ring_attention import ring_attention
@@ -29,6 +35,7 @@ from dist_playground.scratch.tensor_parallel import cut
 from dist_playground.scratch.token_exchange import Exchange, Later
 from dist_playground.scratch.zero1 import ZeRO1
 from dist_playground.settings import Settings
+from dist_playground.stage import Stage
 from dist_playground.strategy import Parallel, Schedule, one_after_another
 from dist_playground.world import World
 
@@ -43,6 +50,7 @@ KINDS = {
     "pipeline": "pipeline",
     "context_parallel": "context",
 }
+CAPTURED = ("ddp", "fsdp", "tensor_parallel")  # torch's own that --graph can capture
 
 
 @dataclass(frozen=True)
@@ -70,16 +78,24 @@ def check(kind: str, settings: Settings, world: World) -> dict[str, int]:
     if settings.graph and world.device.type != "cuda":
         raise UsageError("--graph is for CUDA: leave it out, or use --device cuda")
     if settings.impl == "torch":
-        if kind not in ("ddp", "fsdp", "tensor_parallel"):
-            raise UsageError(f"{kind}.py has no --impl torch: use --impl scratch")
-        others = [name for name, size in sizes.items() if size > 1 and name != KINDS[kind]]
-        if others:
-            raise UsageError(f"--impl torch has one axis here, not also {', '.join(others)}")
-        if settings.graph:
-            raise UsageError("--impl torch has no --graph here: use --impl scratch")
-        if settings.zero1:
-            raise UsageError("--impl torch has no --zero1 here: use --impl scratch")
+        _check_builtin(kind, settings, world, sizes)
     return sizes
+
+
+def _check_builtin(kind: str, settings: Settings, world: World, sizes: dict[str, int]) -> None:
+    if kind == "single":
+        raise UsageError("single.py has nothing parallel in it, so no --impl torch")
+    others = [name for name, size in sizes.items() if size > 1 and name != KINDS[kind]]
+    if others:
+        raise UsageError(f"--impl torch has one axis here, not also {', '.join(others)}")
+    if settings.zero1:
+        raise UsageError("--impl torch has no --zero1 here: use --impl scratch")
+    if kind == "pipeline":
+        check_torch_pipeline(settings, world.size, MODELS[settings.model].tied)
+    if kind == "context_parallel":
+        check_torch_context(settings, world)
+    if settings.graph and kind not in CAPTURED:
+        raise UsageError(f"{kind}.py --impl torch has no --graph: use --impl scratch")
 
 
 def build(kind: str, settings: Settings, world: World, sizes: dict[str, int], model: GPT) -> Plan:
@@ -107,7 +123,7 @@ def build(kind: str, settings: Settings, world: World, sizes: dict[str, int], mo
     schedule: Schedule = one_after_another
     if grid.pipeline.size > 1:
         tied = model.config.tied
-        module = Stage(model, grid.pipeline)
+        module = Stage(model, grid.pipeline.index, grid.pipeline.size)
         placements = module.placements(placements, tied)
         ends = grid.first_and_last() if tied else None
         schedule = Pipeline(grid.pipeline, settings.schedule == "1f1b", ends)
@@ -123,9 +139,10 @@ def build(kind: str, settings: Settings, world: World, sizes: dict[str, int], mo
 
 def _compile(settings: Settings, model: GPT) -> None:
     if settings.compile:
+        options = OPTIONS if settings.impl == "scratch" else None
         for block in model.blocks:
             # The forward alone: hooks around it gather weights and are no part of the graph.
-            block.forward = torch.compile(block.forward, dynamic=False)
+            block.forward = torch.compile(block.forward, dynamic=False, options=options)
 
 
 def _builtin(
@@ -136,7 +153,6 @@ def _builtin(
     model: GPT,
     dtype: torch.dtype,
 ) -> Plan:
-    parallel: Parallel
     grid = Grid(sizes, world.rank)
     if kind == "tensor_parallel":
         parallel = torch_tensor_parallel(model, world)
@@ -144,7 +160,11 @@ def _builtin(
         return Plan(parallel, one_after_another, grid, world.size)
     _compile(settings, model)
     if kind == "fsdp":
-        parallel = torch_fsdp(model, world, dtype, settings.reshard)
-    else:
-        parallel = torch_ddp(model, world)
-    return Plan(parallel, one_after_another, grid, 1)
+        return Plan(torch_fsdp(model, world, dtype, settings.reshard), one_after_another, grid, 1)
+    if kind == "pipeline":
+        schedule = TorchPipeline(world, settings.schedule == "1f1b")
+        return Plan(StageOnly(model, world), schedule, grid, 1)
+    if kind == "context_parallel" and world.size > 1:
+        # A grid with nothing in it: torch cuts the positions itself, the loop must not.
+        return Plan(torch_ddp(model, world), in_context(world), Grid({}, world.rank), 1)
+    return Plan(torch_ddp(model, world), one_after_another, grid, 1)

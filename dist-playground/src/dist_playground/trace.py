@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 __all__ = ["Timeline", "draw", "record"]
 
 Interval = tuple[float, float]  # milliseconds from the beginning
-WORDS = ("nccl", "gloo:", "symm_mem", "barrier")
+# Copies within a GPU cannot be told from those between two, so all count as communication.
+WORDS = ("nccl", "gloo:", "all_reduce_kernel", "barrier", "memcpy dtod", "memcpy ptop")
 
 
 @dataclass(frozen=True)

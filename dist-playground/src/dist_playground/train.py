@@ -27,6 +27,8 @@ from dist_playground.world import World
 __all__ = ["Result", "Trainer", "build_model", "gather", "train"]
 
 MAX_GRADIENT_NORM = 1.0
+# Steps before one is captured: torch's DDP measures and rebuilds its buckets in the first ten.
+WARM_UP = {"scratch": 3, "torch": 11}
 
 
 @dataclass
@@ -98,7 +100,9 @@ class Trainer:
     def __init__(self, world: World, settings: Settings, plan: Plan, batches: Batches) -> None:
         self.world, self.settings, self.plan, self.batches = world, settings, plan, batches
         self.optimizer = build_optimizer(plan.parallel.parameters(), settings)
-        self._compute = GraphedStep(self.compute) if settings.graph else self.compute
+        self._compute = self.compute
+        if settings.graph:
+            self._compute = GraphedStep(self.compute, WARM_UP[settings.impl])
 
     def step(self, number: int) -> tuple[Tensor, Tensor, int]:
         """Train on batch `number`: this rank's share of the loss, the norm, tokens of all ranks.
@@ -117,7 +121,7 @@ class Trainer:
         parallel = self.plan.parallel
         parallel.before_step()
         share = self.plan.schedule(parallel, batches, total)
-        norm = parallel.clip(MAX_GRADIENT_NORM)
+        norm = parallel.clip(MAX_GRADIENT_NORM, self.optimizer)
         self.optimizer.step()
         parallel.stepped()
         return share, norm

@@ -43,7 +43,7 @@ class Wrapped(Parallel):
     def finish(self) -> None:
         """torch has waited already."""
 
-    def clip(self, most: float) -> Tensor:
+    def clip(self, most: float, optimizer: torch.optim.Optimizer) -> Tensor:
         """torch's own clipping."""
         # foreach=False with DTensors that are cut differently: with torch's batched clipping,
         # tensor parallel left the single process's losses on CUDA in torch 2.11 (LOG.md).

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_playground.model import Linear
+from dist_playground.scratch.operator import known, number_of, operator
 from dist_playground.scratch.token_exchange import Later
 
-__all__ = ["ALIGNMENT", "Bucket", "layout", "matrices"]
+__all__ = ["Bucket", "layout", "matrices", "padded"]
 
 ALIGNMENT = 8  # parameters begin at multiples of so many numbers: 16 bytes in bfloat16
 
@@ -30,6 +31,11 @@ def layout(parameters: Sequence[Tensor]) -> tuple[list[int], int]:
         starts.append(end)
         end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
     return starts, end
+
+
+def padded(numel: int, parts: int) -> int:
+    """The length that divides into `parts` aligned ones."""
+    return -(-numel // (ALIGNMENT * parts)) * ALIGNMENT * parts
 
 
 def matrices(module: nn.Module) -> list[Linear]:
@@ -168,6 +174,7 @@ class Bucket:
                 linear.__class__ = BucketLinear
                 assert isinstance(linear, BucketLinear)
                 linear.bucket, linear.index = self, places[id(linear.weight)]
+                linear.number = number_of(linear)
 
 
 class BucketLinear(Linear):
@@ -175,36 +182,69 @@ class BucketLinear(Linear):
 
     bucket: Bucket
     index: int
+    number: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs] in the weight's dtype."""
-        # Not traced by torch.compile: the counting, and the collectives in the backward, are
-        # Python. The detour costs time on the CPU, so it is taken only where it is needed.
-        return self._untraced(x) if torch.compiler.is_compiling() else self._multiply(x)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _untraced(self, x: Tensor) -> Tensor:
-        return self._multiply(x)
-
-    def _multiply(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
         if not torch.is_grad_enabled():
             return F.linear(x, self.weight)
-        self.bucket.expect(self.index)
-        y: Tensor = _Product.apply(x, self.weight, self.bucket, self.index)  # type: ignore[no-untyped-call]
+        if not torch.compiler.is_compiling():
+            return _Product.apply(x, self.weight, self)  # type: ignore[no-any-return, no-untyped-call]
+        # Where x needs no gradient the compiler would drop it, and the weight's with it.
+        y: Tensor = product(x, self.weight, self.number) if x.requires_grad else self._untraced(x)
         return y
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _untraced(self, x: Tensor) -> Tensor:
+        return _Product.apply(x, self.weight, self)  # type: ignore[no-any-return, no-untyped-call]
+
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The product; its gradient will come."""
+        self.bucket.expect(self.index)
+        return F.linear(x, weight)
+
+    def take(self, dy: Tensor, x: Tensor) -> None:
+        """Its weight's gradient."""
+        self.bucket.take_product(self.index, dy.flatten(0, -2), x.flatten(0, -2))
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bucket: Bucket, index: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, linear: BucketLinear) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.bucket, ctx.index = bucket, index
-        return F.linear(x, weight)
+        ctx.linear = linear
+        return linear.multiply(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         dx = dy @ weight if ctx.needs_input_grad[0] else None
-        ctx.bucket.take_product(ctx.index, dy.flatten(0, -2), x.flatten(0, -2))
-        return dx, None, None, None
+        ctx.linear.take(dy, x)
+        return dx, None, None
+
+
+# The same for torch.compile. That the gradient of x brings the weight's along is not its business.
+
+
+def _gradient(dy: Tensor, x: Tensor, weight: Tensor, number: Tensor) -> Tensor:
+    dx = dy @ weight
+    known(number).take(dy, x)
+    return dx
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    return product_gradient(dy, *ctx.saved_tensors), None, None
+
+
+product_gradient = operator(
+    "product_gradient(Tensor dy, Tensor x, Tensor weight, Tensor linear) -> Tensor",
+    _gradient,
+    lambda dy, x, weight, number: torch.empty_like(x, memory_format=torch.contiguous_format),
+)
+product = operator(
+    "product(Tensor x, Tensor weight, Tensor linear) -> Tensor",
+    lambda x, weight, number: known(number).multiply(x, weight),
+    lambda x, weight, number: x.new_empty(*x.shape[:-1], weight.shape[0]),
+    _backward,
+)

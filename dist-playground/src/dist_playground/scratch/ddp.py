@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dist_playground.grid import Axis
 from dist_playground.layout import Piece, Placement, run_pieces
-from dist_playground.scratch.bucket import Bucket, matrices
+from dist_playground.scratch.bucket import Bucket, layout, matrices, padded
+from dist_playground.scratch.copy_engines import Arena, Done
 from dist_playground.scratch.token_exchange import Later
 from dist_playground.strategy import Parallel
 
@@ -40,15 +41,16 @@ class FlatBucket(Bucket):
         self,
         parameters: Sequence[nn.Parameter],
         dtype: torch.dtype,
-        multiple: int,
+        flat_gradient: Tensor,
         complete: Callable[[Bucket], None],
         armed: Callable[[], bool],
         later: Later | None,
     ) -> None:
         super().__init__(parameters, lambda _: self.flat_gradient, complete, armed, later)
-        self.numel = -(-self.numel // multiple) * multiple
-        device = parameters[0].device
-        self.flat_gradient = torch.zeros(self.numel, device=device)
+        self.flat_gradient = flat_gradient
+        self.begin = int(flat_gradient.storage_offset())
+        self.numel = flat_gradient.numel()
+        device = flat_gradient.device
         self.flat_master = torch.zeros(self.numel, device=device)
         self.flat_copy = self.flat_master
         if dtype != torch.float32:
@@ -99,25 +101,28 @@ class DDP(Parallel):
         # and what is left are a few thousand numbers of the norms.
         first = [name for name in trained if id(named[name]) in products]
         others = [name for name in trained if id(named[name]) not in products]
+        most = bucket_mib * 2**20 / 4
+        groups = [(group, dtype) for group in _split(first, named, most)]
+        groups += [(group, torch.float32) for group in _split(others, named, most)]
+        lengths = [layout([named[name] for name in group])[1] for group, _ in groups]
+        lengths = [padded(length, axis.size) for length in lengths]
+        device = next(module.parameters()).device
+        self._arena = Arena.if_possible(axis, device, sum(lengths), torch.float32)
+        flat = torch.zeros(sum(lengths), device=device) if self._arena is None else self._arena.flat
         self.buckets: list[FlatBucket] = []
-        self._placements: list[list[Placement]] = []
-        for names, kind in ((first, dtype), (others, torch.float32)):
-            for group in _split(names, named, bucket_mib * 2**20 / 4):
-                bucket = FlatBucket(
-                    [named[name] for name in group],
-                    kind,
-                    self._multiple(),
-                    self._complete,
-                    lambda: self.synchronise,
-                    later,
-                )
-                bucket.take_products_of(linears)
-                self.buckets.append(bucket)
-                self._placements.append([placements[name] for name in group])
+        for (group, kind), gradient in zip(groups, torch.split(flat, lengths), strict=True):
+            bucket = FlatBucket(
+                [named[name] for name in group],
+                kind,
+                gradient,
+                self._complete,
+                lambda: self.synchronise,
+                later,
+            )
+            bucket.take_products_of(linears)
+            self.buckets.append(bucket)
+        self._placements = [[placements[name] for name in group] for group, _ in groups]
         self.before_step()
-
-    def _multiple(self) -> int:
-        return 1
 
     def before_step(self) -> None:
         """Start every bucket anew."""
@@ -127,7 +132,7 @@ class DDP(Parallel):
                 master.grad = None  # else autograd would add the next gradient to it
         self._next = 0  # the first bucket whose collective has not been started
         self._full = [False] * len(self.buckets)
-        self._works: list[dist.Work] = []
+        self._works: list[dist.Work | Done] = []
 
     def _complete(self, bucket: Bucket) -> None:
         self._full[self.buckets.index(bucket)] = True  # type: ignore[arg-type]
@@ -139,7 +144,9 @@ class DDP(Parallel):
         if self.axis.group is not None:
             self._works.append(self._reduce(bucket, self.axis.group))
 
-    def _reduce(self, bucket: FlatBucket, group: dist.ProcessGroup) -> dist.Work:
+    def _reduce(self, bucket: FlatBucket, group: dist.ProcessGroup) -> dist.Work | Done:
+        if self._arena is not None:
+            return self._arena.all_reduce(bucket.begin, bucket.begin + bucket.numel)
         work = dist.all_reduce(bucket.flat_gradient, group=group, async_op=True)
         assert work is not None
         return work  # type: ignore[no-any-return]

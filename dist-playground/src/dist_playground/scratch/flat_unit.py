@@ -6,33 +6,52 @@ may gather its own weights there.
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from dist_playground.grid import Axis
-from dist_playground.scratch.bucket import ALIGNMENT, layout
+from dist_playground.scratch.bucket import layout, padded
+from dist_playground.scratch.copy_engines import Arena, Done
 
-__all__ = ["Slot", "Slots", "Unit", "padded"]
+__all__ = ["Slot", "Slots", "Unit"]
 
 
 class Slot:
-    """Memory for the gathered weights of one unit at a time."""
+    """Memory for the gathered weights of one unit at a time: an arena where there can be one."""
 
-    def __init__(self, numel: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.flat = torch.zeros(numel, dtype=dtype, device=device)
+    def __init__(self, numel: int, dtype: torch.dtype, device: torch.device, axis: Axis) -> None:
+        self.arena = Arena.if_possible(axis, device, numel, dtype)
+        if self.arena is None:
+            self.flat = torch.zeros(numel, dtype=dtype, device=device)
+        else:
+            self.flat = self.arena.flat
         self.owner: Unit | None = None
+
+    def gather(self, shard: Tensor, axis: Axis) -> dist.Work | Done | None:
+        """Start filling the front of it with all ranks' shards."""
+        numel, index = len(shard) * axis.size, axis.index
+        if self.arena is not None:
+            return self.arena.all_gather(0, numel, shard)
+        into = self.flat.data[:numel]
+        mine = into[index * len(shard) : (index + 1) * len(shard)]
+        with torch.no_grad():
+            mine.copy_(shard)
+        if axis.group is None:
+            return None
+        work: dist.Work = dist.all_gather_into_tensor(into, mine, group=axis.group, async_op=True)
+        return work
 
 
 class Slots:
     """Slots that units of one kind take in turns."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device = dtype, device
+    def __init__(self, dtype: torch.dtype, device: torch.device, axis: Axis) -> None:
+        self._what = dtype, device, axis
         self._made: dict[tuple[object, ...], list[Slot]] = {}
 
     def next(self, kind: tuple[object, ...], most: int, numel: int) -> Slot:
         """A new one, or, when there are `most` of this kind, the one that waited longest."""
         made = self._made.setdefault(kind, [])
-        made.append(made.pop(0) if len(made) == most else Slot(numel, self.dtype, self.device))
+        made.append(made.pop(0) if len(made) == most else Slot(numel, *self._what))
         return made[-1]
 
 
@@ -57,22 +76,13 @@ class Unit:
         low = axis.index * self.length
         self.shard = nn.Parameter(whole[low : low + self.length].clone())
         self.shard.requires_grad_(self.parameters[0].requires_grad)
-        self._into = slot.flat.data[: self.numel]
-        self._arriving: dist.Work | None = None
+        self._arriving: dist.Work | Done | None = None
 
     def gather(self) -> None:
         """Start bringing the weights, unless they are here or on their way."""
-        if self.slot.owner is self:
-            return
-        self.slot.owner = self
-        low = self.axis.index * self.length
-        mine = self._into[low : low + self.length]
-        with torch.no_grad():
-            mine.copy_(self.shard)
-        if self.axis.group is not None:
-            self._arriving = dist.all_gather_into_tensor(
-                self._into, mine, group=self.axis.group, async_op=True
-            )
+        if self.slot.owner is not self:
+            self.slot.owner = self
+            self._arriving = self.slot.gather(self.shard, self.axis)
 
     def wait(self) -> None:
         """Let the compute stream wait until the weights are here."""
@@ -91,8 +101,3 @@ class Unit:
             if start < stop:
                 found.append((index, start, stop))
         return found
-
-
-def padded(numel: int, parts: int) -> int:
-    """The length that divides into `parts` aligned ones."""
-    return -(-numel // (ALIGNMENT * parts)) * ALIGNMENT * parts

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from dist_playground.grid import Axis
 from dist_playground.layout import Piece, Placement, run_pieces
 from dist_playground.model import GPT
-from dist_playground.scratch.bucket import Bucket, layout, matrices
-from dist_playground.scratch.flat_unit import Slot, Slots, Unit, padded
+from dist_playground.scratch.bucket import Bucket, layout, matrices, padded
+from dist_playground.scratch.flat_unit import Slots, Unit
 from dist_playground.scratch.token_exchange import Later
 from dist_playground.scratch.vocabulary import VocabularyEmbedding
 from dist_playground.strategy import MicroBatch, Parallel
@@ -71,7 +71,7 @@ class FSDP(Parallel):
             ends = [[module.embedding, module.norm, module.head], []]
         blocks = [[block] for block in module.blocks]
         self._stages = [Stage(group) for group in (ends[0], *blocks, ends[1]) if group]
-        slots = Slots(dtype, module.embedding.weight.device)
+        slots = Slots(dtype, module.embedding.weight.device, axis)
         # Embedding and head take turns too, where nothing of them is frozen: the one's table is
         # needed before the other's, and not again.
         at_ends = [[p for m in end for p in m.parameters()] for end in ends]
@@ -88,7 +88,7 @@ class FSDP(Parallel):
                 elif alike:
                     slot = slots.next(("ends",), 1, longest)
                 else:
-                    slot = Slot(numel, dtype, slots.device)
+                    slot = slots.next((stage, *named), 1, numel)
                 self._add_unit(stage, Unit(named, axis, slot))
         for number, stage in enumerate(self._stages):
             self._hook(stage, number)

@@ -1,73 +1,74 @@
 """A small all-reduce that reads the other GPUs' memory instead of asking a library to send it.
 
-NCCL needs some 50 microseconds to get going, whatever the size. GPUs of one host can map each
-other's memory (torch's symmetric memory, over NVLink or PCIe peer access): every rank copies its
-tensor into its own mapped buffer, all wait at one barrier, and each adds up all buffers, in order
-of rank, so that all get the same bits. That is three small kernels.
+NCCL needs some time to get going, whatever the size. With memory that the GPUs of a host have
+mapped one kernel that writes, signals, waits and reads does the whole sum (peer_kernel.py). All
+ranks add up in the same order and so get the same bits.
 
-Two buffers take turns, so that one barrier a call is enough: a rank writes to a buffer again only
-after the next call's barrier, which no rank reaches before it has read this one. No multicast.
+As the GPU needs only a few microseconds, most of the time would be Triton's own launch from
+Python; so a kernel that was compiled once is launched by its handle.
 """
 
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
 import torch
-import torch.distributed as dist
-import torch.distributed._symmetric_memory as symmetric_memory
 from torch import Tensor
 
 from dist_playground.grid import Axis
+from dist_playground.mapped import Mapped, agreed, reachable
 
 __all__ = ["PeerMemory"]
 
+TILE = 2**14  # bytes of a tensor that one program of the kernel sums
+DTYPES = frozenset(
+    (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
+)
+
 
 class PeerMemory:
-    """Buffers of `most` bytes on every rank of an axis; all ranks must make it together."""
+    """Mapped buffers for tensors of up to `most` bytes; all ranks of an axis must make it together.
+
+    Calls must follow one another, on one stream and alike on all ranks, as with any collective.
+    """
 
     def __init__(self, axis: Axis, device: torch.device, most: int = 2**20) -> None:
-        assert axis.group is not None
         self.most = most
-        own = symmetric_memory.empty(2 * most, dtype=torch.uint8, device=device)
-        self._handle = symmetric_memory.rendezvous(own, axis.group)
-        self._buffers = [
-            self._handle.get_buffer(rank, (2, most), torch.uint8) for rank in range(axis.size)
-        ]
-        self._index = axis.index
-        self._turn = 0
-        self._views: dict[tuple[int, int, torch.dtype], list[Tensor]] = {}
+        self.axis = axis
+        flags = most // TILE * axis.size * 4  # int32: one a tile and rank
+        self._mapped = Mapped(axis, device, 2 * most + flags)
+        self._peers = torch.tensor(self._mapped.addresses, device=device)
+        self._launchers: dict[tuple[torch.dtype, bool, int], Callable[[int, int], None]] = {}
 
     @classmethod
     def if_possible(cls, axis: Axis, device: torch.device) -> "PeerMemory | None":
-        """None where the ranks cannot all map each other's memory. Collective."""
-        if axis.group is None or device.type != "cuda":
-            return None
-        here = torch.cuda.device_count()
-        mapped = here >= axis.size and all(
-            peer == device.index or torch.cuda.can_device_access_peer(device.index, peer)
-            for peer in range(here)
-        )
-        # All or none: a rank alone in the rendezvous would wait for ever.
-        flag = torch.tensor(int(mapped), device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=axis.group)
-        return cls(axis, device) if flag.item() else None
+        """None where the ranks cannot all map each other's memory, or lack Triton. Collective."""
+        possible = reachable(axis, device)
+        possible = possible and agreed(find_spec("triton") is not None, axis, device)
+        return cls(axis, device) if possible else None
 
     def fits(self, x: Tensor) -> bool:
-        """Whether the tensor is small enough and dense."""
-        return 0 < x.numel() * x.element_size() <= self.most and x.is_contiguous()
+        """Whether the tensor is small enough, dense, and of a type that the kernel adds up."""
+        return 0 < x.nbytes <= self.most and x.is_contiguous() and x.dtype in DTYPES
 
-    def _halves(self, x: Tensor) -> list[Tensor]:
-        key = (self._turn, x.numel(), x.dtype)
-        if key not in self._views:
-            size = x.numel() * x.element_size()
-            self._views[key] = [b[self._turn, :size].view(x.dtype) for b in self._buffers]
-        return self._views[key]
-
-    @torch.no_grad()
     def all_reduce(self, x: Tensor, maximum: bool = False) -> None:
-        """Replace x by its sum, or largest value, over all ranks; `fits(x)` must hold."""
-        self._turn ^= 1
-        views, flat = self._halves(x), x.view(-1)
-        views[self._index].copy_(flat)
-        self._handle.barrier(channel=self._turn)
-        join = torch.maximum if maximum else torch.add
-        join(views[0], views[1], out=flat)
-        for view in views[2:]:
-            join(flat, view, out=flat)
+        """Replace x by its sum, or largest value, over all ranks; `fits(x)` must hold.
+
+        Types of 16 bits are added up in float32 and rounded once. NaN on one rank is NaN on all.
+        """
+        programs = -(-x.nbytes // TILE)
+        launch = self._launchers.get((x.dtype, maximum, programs))
+        if launch is None:
+            launch = self._compile(x, maximum, programs)
+        launch(x.data_ptr(), x.numel())
+
+    def _compile(self, x: Tensor, maximum: bool, programs: int) -> Callable[[int, int], None]:
+        from dist_playground.scratch.peer_kernel import all_reduce_kernel
+
+        constants = (self.axis.index, self.axis.size, TILE // x.element_size(), self.most, maximum)
+        compiled = all_reduce_kernel.warmup(
+            self._peers, *constants, x, x.numel(), grid=(programs,), num_warps=8
+        )
+        launch = partial(compiled[programs, 1, 1], self._peers.data_ptr(), *constants)
+        self._launchers[x.dtype, maximum, programs] = launch
+        return launch

@@ -13,63 +13,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from dist_playground.data import share_of
 from dist_playground.errors import UsageError
 from dist_playground.grid import Axis
-from dist_playground.layout import Placement
-from dist_playground.model import GPT, GPTConfig
+from dist_playground.model import GPTConfig
+from dist_playground.stage import Stage
 from dist_playground.strategy import MicroBatch, Parallel
 
-__all__ = ["Pipeline", "Stage", "check"]
-
-
-class Stage(nn.Module):
-    """The layers of a GPT that one rank has; parameters keep the whole model's names.
-
-    The first stage has the embedding, the last the head and the loss. A tied table is on both,
-    and its gradient is the sum of theirs.
-    """
-
-    def __init__(self, model: GPT, axis: Axis) -> None:
-        super().__init__()
-        self.axis = axis
-        self.first, self.last = axis.index == 0, axis.index == axis.size - 1
-        self.width = model.config.width
-        mine = share_of(len(model.blocks), axis.index, axis.size)
-        self.blocks = nn.ModuleDict(
-            {str(number): model.blocks[number] for number in range(mine.start, mine.stop)}
-        )
-        self.rotation = model.rotation
-        if self.first:
-            self.embedding = model.embedding
-        if self.last:
-            self.norm, self.head, self.criterion = model.norm, model.head, model.criterion
-
-    def forward(self, x_BTD: Tensor | None, batch: MicroBatch, total: int) -> Tensor:
-        """The residual stream after this stage, or, on the last one, the share of the loss."""
-        if self.first:
-            x_BTD = self.embedding(batch.tokens).float()
-        rotation_2TF = self.rotation(batch.tokens, batch.positions)
-        for block in self.blocks.values():
-            x_BTD = block(x_BTD, rotation_2TF)
-        if not self.last:
-            assert x_BTD is not None
-            return x_BTD
-        loss: Tensor = self.criterion(self.head(self.norm(x_BTD)), batch.targets)
-        return loss / total
-
-    def placements(self, whole: dict[str, Placement], tied: bool) -> dict[str, Placement]:
-        """Of this stage's parameters; a tied table lies on two stages."""
-        found = {}
-        for name, _ in self.named_parameters():
-            placement = whole["embedding.weight" if tied and name == "head.weight" else name]
-            copies = 2 if tied and name in ("embedding.weight", "head.weight") else 1
-            found[name] = Placement(
-                placement.name, placement.shape, placement.offset, placement.holders * copies
-            )
-        return found
+__all__ = ["Pipeline", "check"]
 
 
 class Pipeline:
@@ -91,10 +43,12 @@ class Pipeline:
         done = 0
 
         def forward(number: int, x: Tensor | None) -> Tensor:
-            output = stage(x, batches[number], total)
-            waiting.append((x, output))
+            batch = batches[number]
+            output = stage(batch.tokens if x is None else x, batch.positions)
             if stage.last:
+                output = stage.criterion(output, batch.targets) / total
                 shares.append(output.detach())
+            waiting.append((x, output))
             return output.detach()  # type: ignore[no-any-return]
 
         def backward(dy: Tensor | None) -> Tensor | None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_playground.grid import Axis
+from dist_playground.scratch.operator import known, number_of, operator
 from dist_playground.scratch.peer_memory import PeerMemory
 
 __all__ = ["Exchange", "Later", "gather_tokens", "scatter_tokens", "sum_gradient"]
@@ -29,6 +30,7 @@ class Exchange:
     def __init__(self, axis: Axis, device: torch.device) -> None:
         self.axis = axis
         self.later = Later()
+        self.number = number_of(self)
         self._peers = PeerMemory.if_possible(axis, device)
 
     def all_reduce(self, x: Tensor, maximum: bool = False) -> None:
@@ -38,6 +40,12 @@ class Exchange:
         else:
             op = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
             dist.all_reduce(x, op=op, group=self.axis.group)
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over the axis as a new tensor, float32."""
+        x = x.float().clone()
+        self.all_reduce(x)
+        return x
 
     def all_gather(self, x_nD: Tensor) -> Tensor:
         """[n, D] of every rank together: [N, D]."""
@@ -93,33 +101,61 @@ class _SumGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        dy = dy.float().clone()  # a sum of W parts, each of them a sum over tokens already
-        ctx.exchange.all_reduce(dy)
-        return dy, None
+        return ctx.exchange.summed(dy), None
 
 
 def gather_tokens(x_nD: Tensor, exchange: Exchange) -> Tensor:
     """All ranks' tokens, in order of rank: [n, D] -> [N, D]."""
-    return _apply(_Gather, x_nD, exchange)
+    if torch.compiler.is_compiling():
+        return gather(x_nD, exchange.number, exchange.axis.size)  # type: ignore[no-any-return]
+    return _Gather.apply(x_nD, exchange)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def scatter_tokens(x_ND: Tensor, exchange: Exchange) -> Tensor:
     """The sum over the ranks of partial results, this rank's tokens of it: [N, D] -> [n, D]."""
-    return _apply(_Scatter, x_ND, exchange)
+    if torch.compiler.is_compiling():
+        return scatter(x_ND, exchange.number, exchange.axis.size)  # type: ignore[no-any-return]
+    return _Scatter.apply(x_ND, exchange)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def sum_gradient(x: Tensor, exchange: Exchange) -> Tensor:
     """The same tensor; its gradient, a part on each rank, is summed over the axis."""
-    return _apply(_SumGradient, x, exchange)
-
-
-def _apply(function: type[torch.autograd.Function], x: Tensor, exchange: Exchange) -> Tensor:
-    # Collectives and the queue are Python, not to be traced. The detour costs time on the CPU.
     if torch.compiler.is_compiling():
-        return _untraced(function, x, exchange)  # type: ignore[no-any-return]
-    return function.apply(x, exchange)  # type: ignore[no-any-return, no-untyped-call]
+        return copy(x, exchange.number)  # type: ignore[no-any-return]
+    return _SumGradient.apply(x, exchange)  # type: ignore[no-any-return, no-untyped-call]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _untraced(function: type[torch.autograd.Function], x: Tensor, exchange: Exchange) -> Tensor:
-    return function.apply(x, exchange)  # type: ignore[no-any-return, no-untyped-call]
+# The same for torch.compile, which would otherwise trace the collectives. W ranks.
+
+
+def _backward_of_gather(ctx: Any, dy_ND: Tensor) -> tuple[Tensor, None, None]:
+    return scatter(dy_ND, ctx.saved_tensors[1], *ctx.others), None, None
+
+
+def _backward_of_scatter(ctx: Any, dy_nD: Tensor) -> tuple[Tensor, None, None]:
+    return gather(dy_nD, ctx.saved_tensors[1], *ctx.others), None, None
+
+
+gather = operator(
+    "gather_tokens(Tensor x, Tensor exchange, int W) -> Tensor",
+    lambda x_nD, number, W: known(number).all_gather(x_nD),
+    lambda x_nD, number, W: x_nD.new_empty(x_nD.shape[0] * W, *x_nD.shape[1:]),
+    _backward_of_gather,
+)
+scatter = operator(
+    "scatter_tokens(Tensor x, Tensor exchange, int W) -> Tensor",
+    lambda x_ND, number, W: known(number).reduce_scatter(x_ND),
+    lambda x_ND, number, W: x_ND.new_empty(x_ND.shape[0] // W, *x_ND.shape[1:]),
+    _backward_of_scatter,
+)
+total = operator(
+    "total(Tensor x, Tensor exchange) -> Tensor",
+    lambda x, number: known(number).summed(x),
+    lambda x, number: x.new_empty(x.shape, dtype=torch.float32),
+)
+copy = operator(
+    "copy_with_summed_gradient(Tensor x, Tensor exchange) -> Tensor",
+    lambda x, number: x.clone(),
+    lambda x, number: x.new_empty(x.shape),
+    lambda ctx, dy: (total(dy, ctx.saved_tensors[1]), None),
+)

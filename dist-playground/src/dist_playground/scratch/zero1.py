@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dist_playground.layout import Piece, run_pieces
-from dist_playground.scratch.bucket import ALIGNMENT
+from dist_playground.scratch.copy_engines import Done
 from dist_playground.scratch.ddp import DDP, FlatBucket
 
 __all__ = ["ZeRO1"]
@@ -25,14 +25,13 @@ class ZeRO1(DDP):
         super().__init__(*arguments, **options)
         self._shards = [nn.Parameter(self._shard(bucket.flat_master)) for bucket in self.buckets]
 
-    def _multiple(self) -> int:
-        return ALIGNMENT * self.axis.size
-
     def _shard(self, flat: Tensor) -> Tensor:
         length = flat.numel() // self.axis.size
         return flat[self.axis.index * length : (self.axis.index + 1) * length]
 
-    def _reduce(self, bucket: FlatBucket, group: dist.ProcessGroup) -> dist.Work:
+    def _reduce(self, bucket: FlatBucket, group: dist.ProcessGroup) -> dist.Work | Done:
+        if self._arena is not None:
+            return self._arena.reduce_scatter(bucket.begin, bucket.begin + bucket.numel)
         mine = self._shard(bucket.flat_gradient)
         work = dist.reduce_scatter_tensor(mine, bucket.flat_gradient, group=group, async_op=True)
         assert work is not None
