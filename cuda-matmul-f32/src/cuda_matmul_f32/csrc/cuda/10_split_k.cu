@@ -49,6 +49,9 @@ struct SharedTile {
 using Large = SharedTile<16, 8, 1, 64, 4000>;  // 64 x 64
 using Middle = SharedTile<8, 8, 1, 57, 3100>;  // 32 x 64
 using Small = SharedTile<8, 4, 2, 46, 1000>;   // 32 x 32
+static_assert(
+    Middle::kSharedBytes <= 99 << 10 && Small::kSharedBytes <= 99 << 10,
+    "every GPU from compute capability 8.0 on has room for these; Large needs 8.0 or 9.0");
 
 template <class T, Copy kCopyA, Copy kCopyB>
 __global__ void __launch_bounds__(kThreads, T::kBlocks)
@@ -148,23 +151,26 @@ Plan cost(const Problem& p, Cut cut, int64_t slices, int processors) {
   return {cut, slices, std::max(arithmetic, memory_cycles(p, processors)) + partials};
 }
 
-Plan find_plan(const Problem& p, int processors) {
-  Plan best{Cut::kLarge, 1, HUGE_VAL};
+Plan find_plan(const Problem& p, int processors, bool large_fits) {
+  Plan best{Cut::kMiddle, 1, HUGE_VAL};
+  const auto consider = [&](const Plan& plan) {
+    if (plan.cycles < best.cycles) best = plan;
+  };
   // A warp's part is four stages at least.
   const int64_t most = std::clamp<int64_t>(p.K / (kWarps * kDepth * 4), 1, 256);
   for (int64_t slices = 1; slices <= most; ++slices) {
-    for (const Plan& plan : {cost<Large>(p, Cut::kLarge, slices, processors),
-                             cost<Middle>(p, Cut::kMiddle, slices, processors),
-                             cost<Small>(p, Cut::kSmall, slices, processors)}) {
-      if (plan.cycles < best.cycles) best = plan;
-    }
+    if (large_fits) consider(cost<Large>(p, Cut::kLarge, slices, processors));
+    consider(cost<Middle>(p, Cut::kMiddle, slices, processors));
+    consider(cost<Small>(p, Cut::kSmall, slices, processors));
   }
   return best;
 }
 
 const Plan& plan_for(const Problem& p, int processors) {
   static thread_local ShapeCache<Plan> cache;
-  return cache.get(p, processors, [&] { return find_plan(p, processors); });
+  const bool large_fits = Large::kSharedBytes <= shared_memory_limit();
+  return cache.get(p, 2 * processors + large_fits,
+                   [&] { return find_plan(p, processors, large_fits); });
 }
 
 size_t split_k_workspace(const Problem& p) {

@@ -58,8 +58,10 @@ __global__ void __launch_bounds__(kPackThreads) pack_kernel(const Problem p, flo
   }
 }
 
-// False if no grid is that large.
+// Whether B may be copied: not beyond 4 GiB, which a program may not have left, nor where no grid
+// is that large.
 inline bool pack_blocks(const Problem& p, int64_t* blocks) {
+  if (packed_bytes(p) > size_t{4} << 30) return false;
   const int64_t across = ceil_div(packed_width(p), kPackLines), down = ceil_div(p.K, kPackDepth);
   if (across > INT32_MAX / down || packed_products(p) > INT32_MAX / (across * down)) return false;
   *blocks = packed_products(p) * across * down;
