@@ -316,8 +316,6 @@ SANITIZED = [  # batch, M, N, K, transposed
     (1, 4, 200, 260, False),
     (1, 40, 36, 3000, False),
     (3, 33, 20, 40, True),
-    (1, 33, 5, 17800, False),  # rung 9 rearranges B
-    (1, 33, 5, 17800, True),
 ]
 
 
@@ -325,7 +323,18 @@ SANITIZED = [  # batch, M, N, K, transposed
 @each_kernel
 @pytest.mark.parametrize("case", SANITIZED, ids=str)
 def test_sanitizer_small_and_ragged(kernel, case):
-    batch, m, n, k, transposed = case
+    _check_case(kernel, *case)
+
+
+# The smallest for which rung 9 rearranges B; too long for the lower rungs under racecheck.
+@pytest.mark.gpu
+@pytest.mark.skipif("hopper" not in NAMES, reason="this GPU has no rung that rearranges B")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_sanitizer_b_rearranged(transposed):
+    _check_case("hopper", 1, 33, 5, 22_000, transposed)
+
+
+def _check_case(kernel: str, batch: int, m: int, n: int, k: int, transposed: bool) -> None:
     a = integers(batch, m, k, device="cpu")
     b = integers(batch, k, n, seed=1, device="cpu")
     on_gpu = [x.mT.contiguous().cuda().mT if transposed else x.cuda() for x in (a, b)]
