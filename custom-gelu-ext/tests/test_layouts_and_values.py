@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from custom_gelu_ext import build_info, gelu
+from custom_gelu_ext import bias_gelu, build_info, gelu
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(build_info.module is None, reason=build_info.missing)
@@ -141,6 +141,17 @@ def test_a_nan_gradient_comes_through(device, dtype):
     assert got[0].isnan()
     assert got[1] == math.inf
     assert got[2].isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_each_nan_of_16_bits_stays_one(device, dtype, approximate):
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    nan = patterns[patterns.isnan()].to(device)
+    number = torch.ones_like(nan)
+    assert gelu(nan, approximate).isnan().all()
+    assert bias_gelu(torch.stack([number, number]), nan, approximate).isnan().all()
+    for grad, x in ((nan, number), (number, nan)):
+        assert torch.ops.custom_gelu_ext.gelu_backward(grad, x, approximate).isnan().all()
 
 
 @pytest.mark.gpu

@@ -2,6 +2,10 @@
 // arithmetic without branches, so that they vectorise with every compiler and instruction set.
 #pragma once
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #include "../arithmetic.h"
 
 namespace custom_gelu::cpu {
@@ -46,12 +50,9 @@ GELU_FN float load(const BFloat16Bits* p) {
 GELU_FN void store(BFloat16Bits* p, float value) {
   const uint32_t word = bit_cast<uint32_t>(value);
   // Round to nearest, ties to even: just under half a unit, plus the bit that would become the
-  // last.
-  const uint32_t rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
-  // Rounding up could carry a NaN's mantissa into an infinity: a NaN is truncated and kept quiet.
-  const uint32_t quiet = (word >> 16) | 0x40u;
-  const bool is_nan = (word & 0x7fffffffu) > 0x7f800000u;
-  p->bits = uint16_t(choose(is_nan, quiet, rounded));
+  // last. A NaN stays one, since its lower half is zero: it was widened from an input, or is the
+  // one that arithmetic makes.
+  p->bits = uint16_t((word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
 }
 
 // float16 has 5 exponent bits (bias 15) and 10 of mantissa; float 8 (bias 127) and 23.
@@ -83,5 +84,31 @@ GELU_FN void store(Float16Bits* p, float value) {
   const uint32_t finite = choose(magnitude >= 0x477ff000u, 0x7c00u, small);
   p->bits = uint16_t(choose(magnitude > 0x7f800000u, 0x7e00u, finite) | sign);
 }
+
+// Whether runs of elements are converted apart from the arithmetic, for the sake of an instruction
+// that the compiler does not find in the functions above.
+template <typename Element>
+constexpr bool kConvertedApart = false;
+#ifdef __F16C__
+template <>
+inline constexpr bool kConvertedApart<Float16Bits> = true;
+
+inline void load_run(const Float16Bits* from, float* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const auto* eight = reinterpret_cast<const __m128i*>(from + i);
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(eight)));
+  }
+  for (; i < n; ++i) to[i] = load(from + i);
+}
+inline void store_run(Float16Bits* to, const float* from, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    auto* eight = reinterpret_cast<__m128i*>(to + i);
+    _mm_storeu_si128(eight, _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+  }
+  for (; i < n; ++i) store(to + i, from[i]);
+}
+#endif
 
 }  // namespace custom_gelu::cpu
