@@ -128,7 +128,9 @@ def test_aligned_views_that_overlap(kernel):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", [(1, 4096, 2048), (5, 300, 700), (16, 4096, 512)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 4096, 2048), (5, 300, 700), (16, 4096, 512), (1000, 1000, 1000)], ids=str
+)
 def test_the_choice_does_not_depend_on_what_was_seen_before(shape):
     m, n, k = shape
     a, b = torch.randn(m, k, device="cuda"), torch.randn(k, n, device="cuda")

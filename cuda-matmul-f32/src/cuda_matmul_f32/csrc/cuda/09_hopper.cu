@@ -234,7 +234,7 @@ bool overlaps(const Lines& m, int64_t lines, int64_t K) {
 // down; or rearranging it once, which is writing and reading it, and one more launch.
 constexpr double kCopiesOfB = 0.08;  // of the arithmetic
 double pack_cycles(const Problem& p, int processors) {
-  return 6000.0 + 2.0 * packed_bytes(p) / (13.0 * processors);
+  return 6000.0 + 2.0 * packed_bytes(p) / (kBytesPerCycle * processors);
 }
 
 bool packs(const Problem& p, int processors) {
@@ -245,13 +245,10 @@ bool packs(const Problem& p, int processors) {
          pack_cycles(p, processors) < kCopiesOfB * arithmetic_cycles(p, processors);
 }
 
+// Of shapes alone (shape_cache.h): "auto" must not choose by whichever strides it met first.
 double hopper_cycles(const Problem& p, int processors) {
   if (!fits(p)) return HUGE_VAL;
-  const double arithmetic = arithmetic_cycles(p, processors);
-  const double copies = copy_for(lines_of_b(p)) == Copy::kVectors ? 0.0
-                        : packs(p, processors)                    ? pack_cycles(p, processors)
-                                                                  : kCopiesOfB * arithmetic;
-  return std::max(arithmetic + copies, memory_cycles(p, processors));
+  return std::max(arithmetic_cycles(p, processors), memory_cycles(p, processors));
 }
 
 // Scratch memory: partial sums, and behind them a rearranged B.
