@@ -191,7 +191,11 @@ class _Measurement:
                 each.pace = timer.pace(each.implementation.function)
 
     def take_turns(self, timer: Timer, inputs: InputSets) -> None:
-        """Sample A B A B ..., so that whatever drifts hits all alike; check some timed results."""
+        """Sample everyone once a round, so that whatever drifts hits all alike; check some results.
+
+        The order is drawn anew each round, or each would always follow the same one: after a kernel
+        that draws much power a GPU's clock is lower, after one that waits for memory it is cooler.
+        """
         playing = self.alive()
         if not playing:
             return
@@ -199,6 +203,7 @@ class _Measurement:
         drawn = self.random.randrange(min(each.rounds_in(self.budget_s) for each in playing))
         with _no_collector():
             for turn in range(MOST_ROUNDS):
+                self.random.shuffle(playing)
                 ending = [each for each in playing if each.ends(self.budget_s)]
                 if ending or turn == drawn:
                     self._checked_round(timer, inputs, playing, turn)

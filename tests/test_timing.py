@@ -42,16 +42,26 @@ def test_a_known_time_is_measured_and_compared(run: Run, product: MakeCase) -> N
     assert one.rate == pytest.approx(2 * 64**3 / one.median)
 
 
-def test_implementations_take_turns(run: Run, product: MakeCase) -> None:
+def test_implementations_take_turns_in_an_order_drawn_anew_each_round(
+    run: Run, product: MakeCase
+) -> None:
+    """Each has a sample in every round, and each is at times right after each other one.
+
+    In a fixed order one would always follow the same neighbour, and be measured on the clock and
+    the caches that this one leaves: on a GPU the same kernel under two names differed by 1%.
+    """
     calls: list[str] = []
     implementations = [
-        Implementation("honest", sleeping(0.004, calls, "A")),
-        Implementation("other", sleeping(0.004, calls, "B")),
+        Implementation(name, sleeping(0.004, calls, name)) for name in ("honest", "b", "c")
     ]
-    result = run.measure(product(), implementations, device="cpu", budget_s=0.1)
+    result = run.measure(product(), implementations, device="cpu", budget_s=0.4)
     rounds = min(len(row.samples) for row in result.rows)
     assert rounds >= 5
-    assert "AB" * rounds in "".join(calls)
+    start = len(calls) - sum(len(row.samples) for row in result.rows) - 3 * 2  # two checks at last
+    timed = calls[start : start + 3 * rounds]
+    # All of a round before the next one: samples at one index are of one round.
+    assert all(len(set(timed[at : at + 3])) == 3 for at in range(0, len(timed), 3))
+    assert len(set(pairwise(timed)) - {(name, name) for name in timed}) == 6
 
 
 def test_a_slow_one_takes_few_samples_and_lets_the_others_go_on(
