@@ -20,12 +20,24 @@ class Implementation:
     function: called as `function(*inputs)`; returns a Tensor or a tuple of Tensors.
     ours: False for a peer, whose refusal does not make the run fail.
     skip: why it cannot run here; then it is recorded as skipped and never called.
+    reference: what is right for this one, where it is not what the case asks for: a floor or a
+        ceiling to compare with, such as a copy of the same bytes, timed in the same turns and
+        verified like the rest. Called like the case's; shape and number of outputs are its own,
+        dtype and tolerance the case's. Only for a peer: ValueError with `ours=True`.
     """
 
     name: str
     function: Callable[..., Any]
     ours: bool = True
     skip: str = ""
+    reference: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.ours and self.reference is not None:
+            raise ValueError(
+                f"implementation {self.name!r} is ours and has a reference of its own, so it would "
+                "not be held to the case's; drop the reference, or make it a peer with ours=False"
+            )
 
 
 @dataclass(frozen=True)

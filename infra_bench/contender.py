@@ -14,7 +14,6 @@ import torch
 from .case import Implementation
 from .error import RefusalError
 from .record import Measurement
-from .tensors import Inputs
 from .timing import Pace, Timer
 
 MOST_ROUNDS = 100
@@ -33,7 +32,6 @@ class Contender:
     fewest: int = 0
     spent_s: float = 0.0
     samples: list[float] = field(default_factory=list)
-    output: Inputs = ()
 
     @contextmanager
     def on_trial(self) -> Iterator[None]:
@@ -49,7 +47,7 @@ class Contender:
     def fail(self, status: str, reason: str) -> None:
         """Take it out of the measurement: what it had so far counts for nothing."""
         self.status, self.reason = status, reason
-        self.samples, self.pace, self.output, self.error = [], None, (), None
+        self.samples, self.pace, self.error = [], None, None
 
     def saw(self, error: float) -> None:
         """Keep the largest error of all checks."""

@@ -16,13 +16,14 @@ from .contender import MOST_ROUNDS, Contender, is_lost, one_line
 from .error import RefusalError
 from .progress import Progress
 from .record import CaseRecord, derive
-from .tensors import Inputs, draw, outputs_of, share_memory, size_in_bytes
+from .tensors import Inputs, draw, outputs_of, release_cached, share_memory, size_in_bytes
 from .timing import CpuTimer, InputSets, Timer
 from .verify import Examiner
 
 FEWEST_ROUNDS = 5
 SLOW_ROUNDS = 3  # where one call alone is longer than the budget
 CPU_SETS, CUDA_SETS = 3, 2
+LARGEST_OF_SEVERAL = 1 << 30  # bytes of one set: more than any cache holds
 
 
 def measure(
@@ -87,47 +88,67 @@ class _Measurement:
     def course(self) -> None:
         if not self.alive():
             return
-        sets = [self.draw() for _ in range(CUDA_SETS if self.device.type == "cuda" else CPU_SETS)]
-        examiner = Examiner(self.case, sets[0], self.device)
         if self.device.type == "cuda":
             from .cuda import Flush
 
+            # First of all, and from the driver: cut from a large block that an earlier case left,
+            # this small buffer would keep the rest of it from any large tensor.
+            release_cached(self.device)
             self.flush = Flush(self.device)
-        self.verify_before(examiner)
+        sets = self.draw_sets()
+        self.verify_before(Examiner(self.case, sets[0], self.device))
         inputs = InputSets(sets, self.case.inplace)
         timer = self.calibrate(inputs)
         self.take_turns(timer, inputs)
-        self.verify_after(examiner)
+        # The known buffers with other contents, then buffers never seen before.
+        self.verify_after(Examiner(self.case, sets[0], self.device, self.draw))
+        unseen = self.draw()
+        del timer, inputs, sets  # float64 copies of large inputs need the room
+        self.verify_after(Examiner(self.case, unseen, self.device))
 
     def alive(self) -> list[Contender]:
-        return [each for each in self.all if each.status == "ok"]
+        return _grouped([each for each in self.all if each.status == "ok"])
 
     def draw(self) -> Inputs:
         return draw(self.case.inputs, self.generator, self.case.name)
 
+    def draw_sets(self) -> list[Inputs]:
+        """Draw several sets of inputs; one, where it is too large to leave traces in a cache."""
+        first = self.draw()
+        count = CUDA_SETS if self.device.type == "cuda" else CPU_SETS
+        if size_in_bytes(first) > LARGEST_OF_SEVERAL:
+            count = 1
+        return [first, *(self.draw() for _ in range(count - 1))]
+
     def verify_before(self, examiner: Examiner) -> None:
-        """Examine two calls with the same buffers and other contents."""
+        """Examine a call, and two in a row with the same buffers and other contents."""
         for each in self.alive():
             self.progress.show(self.case.name, each.implementation.name, "verifying")
+            examiner.expect(each.implementation)
             with each.on_trial():
-                each.output, error = examiner.call(each.implementation.function)
-                each.saw(error)
-        examiner.renew(self.draw())
+                each.saw(examiner.call(each.implementation.function)[1])
+        examiner.renew(self.draw)
         for each in self.alive():
+            examiner.expect(each.implementation)
             with each.on_trial():
-                output, error = examiner.call(each.implementation.function)
-                each.saw(error)
-                # The first call's output is still held, so its memory cannot have been handed out.
-                if not self.case.inplace and share_memory(output, each.output):
-                    raise RefusalError(
-                        "returns the same memory from every call: "
-                        "a second result overwrites the first, which a caller may still hold"
-                    )
+                self._call_twice(examiner, each)
                 if self.device.type == "cuda":
                     from .streams import check_streams
 
                     check_streams(examiner, each.implementation.function, self.flush)
-            each.output = ()
+
+    def _call_twice(self, examiner: Examiner, contender: Contender) -> None:
+        """Examine two calls in a row, which must not return the same memory."""
+        first, error = examiner.call(contender.implementation.function)
+        contender.saw(error)
+        second, error = examiner.call(contender.implementation.function)
+        contender.saw(error)
+        # The first one is still held, so its memory cannot have been handed out again.
+        if not self.case.inplace and share_memory(first, second):
+            raise RefusalError(
+                "returns the same memory from every call: "
+                "a second result overwrites the first, which a caller may still hold"
+            )
 
     def calibrate(self, inputs: InputSets) -> Timer:
         """Choose the timer for the whole case, and give each contender its pace and rounds."""
@@ -224,9 +245,10 @@ class _Measurement:
     ) -> None:
         """Sample on contents never seen before, and examine what the timed call returned."""
         index = timer.last_set(turn)
-        examiner = Examiner(self.case, inputs.sets[index], self.device, self.draw())
+        examiner = Examiner(self.case, inputs.sets[index], self.device, self.draw)
         inputs.renewed(index)
-        for each in playing:
+        for each in _grouped(playing):
+            examiner.expect(each.implementation)
             with each.on_trial():
                 # With the allocator's cache kept: to fill it again would take time from the sample.
                 between = examiner.poison(release=False)
@@ -238,17 +260,24 @@ class _Measurement:
                     raise RefusalError(f"in a timed call: {refusal}") from None
 
     def verify_after(self, examiner: Examiner) -> None:
-        """Examine again: the known buffers with other contents, then buffers never seen before."""
-        examiner.renew(self.draw())
-        last = Examiner(self.case, self.draw(), self.device)
+        """Examine one more call."""
         for each in self.alive():
             self.progress.show(self.case.name, each.implementation.name, "verifying")
+            examiner.expect(each.implementation)
             with each.on_trial():
                 try:
                     each.saw(examiner.call(each.implementation.function)[1])
-                    each.saw(last.call(each.implementation.function)[1])
                 except RefusalError as refusal:
                     raise RefusalError(f"after timing: {refusal}") from None
+
+
+def _grouped(contenders: list[Contender]) -> list[Contender]:
+    """Put those with a reference of their own last, the others' order kept.
+
+    Right answers are there one at a time: so each is computed only once, and none becomes free
+    memory, which an output left unwritten may get, before all that it judges are judged.
+    """
+    return sorted(contenders, key=lambda each: each.implementation.reference is not None)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def check_streams(examiner: Examiner, function: Callable[..., Any], flush: Flush
     stream without waiting reads old inputs, and whoever does not join it again is copied too early.
     """
     right = examiner.contents
-    stale = tuple(torch.zeros_like(each) for each in right)
+    stale = tuple(each.new_zeros(()).expand_as(each) for each in right)
     overwrite(examiner.inputs, stale)
     between = examiner.poison()
     # Once for nothing: memory that it has to ask the driver for would make the call wait for all

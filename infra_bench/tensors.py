@@ -11,6 +11,7 @@ from torch import Tensor
 
 Inputs = tuple[Tensor, ...]
 MOST_POISON = 4 << 30  # bytes, beside the tensors that are measured
+PIECE = 1 << 27  # bytes compared at a time
 
 
 def draw(make: Callable[[torch.Generator], Any], generator: torch.Generator, case: str) -> Inputs:
@@ -51,12 +52,19 @@ def snapshot(inputs: Inputs) -> Inputs:
 
 
 def same_bits(one: Inputs, other: Inputs) -> bool:
-    """Say whether the contents are the same, bit for bit: NaN equals itself, 0 is not -0."""
+    """Say whether the contents are the same, bit for bit: NaN equals itself, 0 is not -0.
 
-    def bits(each: Tensor) -> Tensor:
-        return each.detach().contiguous().reshape(-1).view(torch.uint8)
+    A piece at a time: `torch.equal` needs a byte of memory for each one that it compares.
+    """
 
-    return all(torch.equal(bits(a), bits(b)) for a, b in zip(one, other, strict=True))
+    def bits(each: Tensor) -> Sequence[Tensor]:
+        return torch.split(each.detach().contiguous().reshape(-1).view(torch.uint8), PIECE)
+
+    return all(
+        torch.equal(a, b)
+        for mine, theirs in zip(one, other, strict=True)
+        for a, b in zip(bits(mine), bits(theirs), strict=True)
+    )
 
 
 def overwrite(inputs: Inputs, contents: Inputs) -> None:
@@ -82,12 +90,12 @@ def poison(
     An allocator hands out what was freed last. Without this, `torch.empty` in an implementation
     would get the memory of an earlier, right answer, and half an answer would look whole. Hold what
     this returns until the call is over: it keeps the poisoned blocks apart, which an allocator
-    would else join with free memory around them and cut anew. `release` gives what else the GPU's
-    allocator keeps back to the driver.
+    would else join with free memory around them and cut anew. (An output too large for several
+    gets one, which is no part of a larger block.) `release` gives what else the GPU's allocator
+    keeps back to the driver.
     """
-    if release and device.type == "cuda":
-        with suppress(RuntimeError):  # after a capture that failed, torch refuses
-            torch.cuda.empty_cache()
+    if release:
+        release_cached(device)
     between: list[Tensor] = []
     for each, dtype in zip(like, dtypes, strict=True):
         value = float("nan") if dtype.is_floating_point else 101
@@ -95,11 +103,18 @@ def poison(
         # the smallest block that fits.
         count = each.numel() + (0 if device.type == "cuda" else 64)
         # Several, because workspaces of the same size may take the first ones.
-        several = max(2, min(8, MOST_POISON // max(1, count * dtype.itemsize)))
+        several = max(1, min(8, MOST_POISON // max(1, count * dtype.itemsize)))
         blocks = [torch.full((count,), value, dtype=dtype, device=device) for _ in range(several)]
-        between += blocks[::2]
+        between += blocks[1::2]
         del blocks
     return between
+
+
+def release_cached(device: torch.device) -> None:
+    """Give the free memory that the GPU's allocator keeps back to the driver."""
+    if device.type == "cuda":
+        with suppress(RuntimeError):  # after a capture that failed, torch refuses
+            torch.cuda.empty_cache()
 
 
 def spoil(outputs: Inputs) -> None:

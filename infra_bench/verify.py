@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .case import Case
+from .case import Case, Implementation
 from .error import RefusalError, relative_error
 from .tensors import (
     Inputs,
@@ -24,36 +24,59 @@ from .tensors import (
 
 
 class Examiner:
-    """Holds inputs and the right answer for their present contents, and examines calls on them."""
+    """Holds inputs and the right answer for their present contents, and examines calls on them.
+
+    One right answer at a time, that of `expect`: in float64 it may be the largest tensor of all.
+    """
 
     def __init__(
-        self, case: Case, inputs: Inputs, device: torch.device, contents: Inputs | None = None
+        self,
+        case: Case,
+        inputs: Inputs,
+        device: torch.device,
+        draw: Callable[[], Inputs] | None = None,
     ) -> None:
         self.case = case
         self.inputs = inputs
         self.device = device
-        self.renew(contents)
+        self.renew(draw)
 
-    def renew(self, contents: Inputs | None = None) -> None:
-        """Put other contents into the same buffers, and compute the right answer for them.
+    def renew(self, draw: Callable[[], Inputs] | None = None) -> None:
+        """Put other contents, which `draw` returns, into the same buffers.
 
-        Without `contents`, take what the buffers hold now.
+        Without `draw`, take what the buffers hold now.
         """
-        if contents is not None:
-            overwrite(self.inputs, contents)
+        # Large inputs leave no room for the old contents and answers beside the new ones.
+        self.contents: Inputs = ()
+        self.expected: Inputs = ()
+        self.reference: Callable[..., Any] | None = None
+        if draw is not None:
+            overwrite(self.inputs, draw())
         self.contents = snapshot(self.inputs)
-        expected = outputs_of(self.case.reference(*upcast(self.inputs)))
+
+    def expect(self, implementation: Implementation) -> None:
+        """Compute what is right for this implementation, which the coming calls are judged by.
+
+        Raises TypeError where its reference returns something else than float64 results.
+        """
+        reference = implementation.reference or self.case.reference
+        if reference is self.reference:
+            return
+        self.expected, self.reference = (), None
+        overwrite(self.inputs, self.contents)  # a timed call in place has left others
+        expected = outputs_of(reference(*upcast(self.inputs)))
+        whose = f"case {self.case.name!r}: the reference"
+        if implementation.reference is not None:
+            whose += f" of {implementation.name!r}"
         if expected is None:
-            raise TypeError(
-                f"case {self.case.name!r}: the reference returned no tensor and no tuple of tensors"
-            )
+            raise TypeError(f"{whose} returned no tensor and no tuple of tensors")
         for each in expected:
             if each.is_floating_point() and each.dtype != torch.float64:
                 raise TypeError(
-                    f"case {self.case.name!r}: the reference returned {each.dtype}; "
-                    "compute it in float64, as its inputs are"
+                    f"{whose} returned {each.dtype}; compute it in float64, as its inputs are"
                 )
         self.expected = tuple(each.detach() for each in expected)
+        self.reference = reference
 
     def dtype_of(self, expected: Tensor) -> torch.dtype:
         """Return the dtype that an output has to have."""

@@ -83,6 +83,9 @@ def test_answer_cached_by_address_and_version(measured: Measured) -> None:
     refused(measured(cheat), "relative error")
 
 
+CHECKED = 3  # calls before the clock runs
+
+
 def after(calls: int, then: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     """Be honest for some calls; then do something else with the last honest answer."""
     count = 0
@@ -99,7 +102,7 @@ def after(calls: int, then: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Calla
     return cheat
 
 
-@pytest.mark.parametrize("calls", [2, 3, 20, 100])
+@pytest.mark.parametrize("calls", [CHECKED, 4, 20, 100])
 def test_answer_replayed_after_some_calls(measured: Measured, calls: int) -> None:
     row = measured(after(calls, lambda a, b, last: last.clone()))
     refused(row, "relative error")
@@ -107,16 +110,16 @@ def test_answer_replayed_after_some_calls(measured: Measured, calls: int) -> Non
 
 
 def test_correct_only_before_the_clock_runs(measured: Measured) -> None:
-    refused(measured(after(2, lambda a, b, last: torch.zeros_like(a))), "in a timed call")
+    refused(measured(after(CHECKED, lambda a, b, last: torch.zeros_like(a))), "in a timed call")
 
 
 def test_correct_only_while_the_clock_runs(run: Run, product: MakeCase) -> None:
-    # The calls of a slow function can be counted: 2 checks, 3 to calibrate, 5 timed, then checks.
+    # The calls of a slow function can be counted: 3 checks, 3 to calibrate, 5 timed, then checks.
     def slow(a: Tensor, b: Tensor) -> Tensor:
         time.sleep(0.02)
         return a @ b
 
-    counted = after(10, lambda a, b, last: torch.zeros_like(a))
+    counted = after(CHECKED + 3 + 5, lambda a, b, last: torch.zeros_like(a))
 
     def cheat(a: Tensor, b: Tensor) -> Tensor:
         time.sleep(0.02)
@@ -143,7 +146,7 @@ def test_output_left_unwritten(measured: Measured) -> None:
     refused(measured(lambda a, b: torch.empty_like(a)), UNWRITTEN)
 
 
-@pytest.mark.parametrize("calls", [2, 30])
+@pytest.mark.parametrize("calls", [CHECKED, 30])
 def test_unwritten_where_the_answer_of_an_honest_one_was(measured: Measured, calls: int) -> None:
     # Both get the same inputs: what the honest one's freed output held is the right answer.
     row = measured(after(calls, lambda a, b, last: torch.empty_like(a)))
@@ -197,7 +200,7 @@ def test_input_changed_only_in_timed_calls(measured: Measured) -> None:
         a[0, 0] += 1
         return out
 
-    refused(measured(after(2, then)), "in a timed call: changes its inputs")
+    refused(measured(after(CHECKED, then)), "in a timed call: changes its inputs")
 
 
 def test_an_input_may_change_where_the_case_says_so(measured: Measured, product: MakeCase) -> None:

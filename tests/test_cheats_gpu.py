@@ -166,7 +166,7 @@ def test_correct_only_while_the_host_is_ahead(run: Run, case: Case) -> None:
     def cheat(a: Tensor, b: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return a @ b if calls <= 4 else torch.zeros_like(a)
+        return a @ b if calls <= 5 else torch.zeros_like(a)  # the last two beside other work
 
     implementations = [Implementation("honest", torch.mm), Implementation("other", cheat)]
     result = run.measure(case, implementations, device="cuda", budget_s=0.05, eager=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infra_bench import Case, Implementation, Run
+from infra_bench import Case, Implementation, Run, measure
 
 MakeCase = Callable[..., Case]
 
@@ -76,7 +76,7 @@ def test_a_slow_one_takes_few_samples_and_lets_the_others_go_on(
     fast, slow = result.rows
     assert len(slow.samples) == 3
     assert len(fast.samples) >= 5
-    assert len(calls) == 8  # two checks, one to learn the pace, three samples, two checks
+    assert len(calls) == 9  # three checks, one to learn the pace, three samples, two checks
 
 
 def test_the_budget_holds_for_one_that_becomes_slow(run: Run, product: MakeCase) -> None:
@@ -85,7 +85,7 @@ def test_the_budget_holds_for_one_that_becomes_slow(run: Run, product: MakeCase)
     def tiring(a: Tensor, b: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        time.sleep(0.003 if calls <= 6 else 0.05)
+        time.sleep(0.003 if calls <= 7 else 0.05)
         return a @ b
 
     result = run.measure(product(), [Implementation("honest", tiring)], device="cpu", budget_s=0.3)
@@ -117,6 +117,26 @@ def test_inputs_rotate(run: Run, product: MakeCase) -> None:
     assert len(set(timed)) == 3
     # Within a sample; the next one may begin with any.
     assert all(one != other for one, other in pairwise(timed[5:50]))
+
+
+def test_one_set_of_inputs_where_a_second_would_be_too_large(
+    run: Run, product: MakeCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "LARGEST_OF_SEVERAL", 0)
+    seen: list[int] = []
+    answers: dict[int, Tensor] = {}
+
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        seen.append(a.data_ptr())
+        return a @ b
+
+    def cached(a: Tensor, b: Tensor) -> Tensor:
+        return answers.setdefault(a.data_ptr(), a @ b).clone()
+
+    implementations = [Implementation("honest", function), Implementation("cached", cached)]
+    result = run.measure(product(), implementations, device="cpu", budget_s=0.02)
+    assert [row.status for row in result.rows] == ["ok", "refused"]
+    assert len(set(seen)) == 2  # one, and the last check's
 
 
 def test_an_in_place_function_gets_the_same_contents_in_every_sample(
