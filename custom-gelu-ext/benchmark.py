@@ -3,10 +3,10 @@
 Without a GPU it runs the CPU kernels, with one the CUDA kernels. The cases:
 
 * accuracy: the largest error over every 16-bit value, or over the whole float32 tail;
-* copy and add: torch moving the same bytes as GELU's forward (one in, one out) and backward (two
-  in, one out) with next to no arithmetic: the speed that memory allows. In cases of their own,
-  since they compute something else, and for large tensors ("beside") in turns with GELU;
 * forward and backward, exact and tanh: our kernel against torch's, verified against float64;
+* for large tensors in turns with these: torch's copy and addition, which move the same bytes as a
+  forward (one in, one out) and a backward (two in, one out) and compute next to nothing. That is
+  the floor, the time that memory takes; each is verified against its own float64 result;
 * bias+GELU and GEGLU: our fused kernels against torch's separate ones, torch.compile's and (GEGLU)
   one in Triton;
 * the host's time for a call, and for forward and backward through autograd;
@@ -20,6 +20,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ ROUNDED_TWICE = 3
 NO_EXTENSION = "" if build_info.module else f"no extension: {build_info.missing}"
 OURS, EAGER, COMPILED = "custom_gelu_ext", "torch eager", "torch.compile"
 CHUNK = 1 << 26  # elements in float64 at a time: the reference's temporaries must fit too
+LARGE = 1 << 24  # elements: from here on memory sets the time, and not the launch
 BIAS_SHAPES = (
     (16384, 4096, torch.bfloat16),
     (8192, 16384, torch.bfloat16),
@@ -115,6 +117,32 @@ def draw(n: int, dtype: torch.dtype, count: int) -> Callable[..., tuple[Tensor, 
     return inputs
 
 
+def floor(elements: int, direction: str) -> list[Implementation]:
+    """Return what moves the bytes of a large forward or backward, and hardly computes.
+
+    As a forward's first input is x, and a backward's first two are grad and x, the others are left.
+    """
+    if elements < LARGE:
+        return []
+    if direction == "forward":
+        return [
+            Implementation(
+                "torch copy",
+                lambda x, *_: x.clone(),
+                ours=False,
+                reference=lambda x, *_: x,
+            )
+        ]
+    return [
+        Implementation(
+            "torch add",
+            lambda grad, x, *_: grad + x,
+            ours=False,
+            reference=lambda grad, x, *_: grad + x,
+        )
+    ]
+
+
 def speed_cases(
     mode: str, dtype: torch.dtype, n: int
 ) -> Iterator[tuple[Case, list[Implementation]]]:
@@ -134,6 +162,7 @@ def speed_cases(
         [
             Implementation(OURS, lambda x: gelu(x, approximate)),
             Implementation("F.gelu", lambda x: F.gelu(x, approximate=approximate), ours=False),
+            *floor(n, "forward"),
         ],
     )
     yield (
@@ -153,136 +182,8 @@ def speed_cases(
                 lambda grad, x: torch.ops.aten.gelu_backward(grad, x, approximate=approximate),
                 ours=False,
             ),
+            *floor(n, "backward"),
         ],
-    )
-
-
-def ceiling_cases(dtype: torch.dtype, n: int) -> Iterator[tuple[Case, list[Implementation]]]:
-    """Torch's copy and add at the same bytes: the speed that memory allows."""
-    size, short = f"2^{int(math.log2(n))}", str(dtype).split(".")[1]
-    for name, count, function in (
-        ("copy", 1, lambda x: x.clone()),
-        ("add", 2, lambda grad, x: grad + x),
-    ):
-        case = Case(
-            name=f"{name} {short} {size}",
-            inputs=draw(n, dtype, count),
-            reference=function,
-            tolerance=TOLERANCE[dtype],
-            baseline=f"torch {name}",
-            bytes=(count + 1.0) * n * dtype.itemsize,
-            params={"mode": name, "dtype": short, "elements": n, "size": size},
-        )
-        yield case, [Implementation(f"torch {name}", function, ours=False)]
-
-
-def frobenius(got: Tensor, exact: Callable[[slice], Tensor]) -> float:
-    """||got - exact|| / ||exact||, a chunk at a time; exact gives a part of the float64 result."""
-    difference = norm = 0.0
-    for start in range(0, got.numel(), CHUNK):
-        part = slice(start, start + CHUNK)
-        right = exact(part)
-        difference += float((got.view(-1)[part].double() - right).square().sum())
-        norm += float(right.square().sum())
-    return math.sqrt(difference / norm)
-
-
-def add_beside(
-    run: Run,
-    name: str,
-    ways: dict[str, Callable[[], Tensor]],
-    exact: Callable[[slice], Tensor],
-    params: dict[str, object],
-    rounds: int = 20,
-) -> None:
-    """Record GELU in turns with the last of ``ways``, which moves the same bytes and is no GELU.
-
-    For the same reason it is not a case of the harness, which would refuse it. Each sample finds a
-    cold L2, and a GPU that was kept busy while the host launched.
-    """
-    flush = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
-    ceiling = list(ways)[-1]
-    errors = {way: None if way == ceiling else frobenius(f(), exact) for way, f in ways.items()}
-    samples: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(rounds + 2):
-        for way, function in ways.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flush.fill_(turn)
-            start.record()
-            function()
-            end.record()
-            end.synchronize()
-            samples[way].append(start.elapsed_time(end) * 1e-3)
-    run.add(
-        f"beside {ceiling.removeprefix('torch ')}: {name}",
-        [
-            Row(
-                way,
-                "time",
-                "s",
-                samples[way][2:],
-                ours=way == OURS,
-                better="lower",
-                error=errors[way],
-            )
-            for way in ways
-        ],
-        baseline=ceiling,
-        params=params,
-    )
-
-
-def add_gelu_beside(run: Run, dtype: torch.dtype, n: int) -> None:
-    """Forward beside a copy, and backward beside an addition."""
-    size, short = f"2^{int(math.log2(n))}", str(dtype).split(".")[1]
-    x, grad = (torch.randn(n, device="cuda", dtype=dtype) for _ in range(2))
-    params: dict[str, object] = {"mode": "exact", "dtype": short, "elements": n, "size": size}
-    add_beside(
-        run,
-        f"exact forward {short} {size}",
-        {OURS: lambda: gelu(x), "F.gelu": lambda: F.gelu(x), "torch copy": x.clone},
-        lambda part: reference(x[part].double(), "none"),
-        {**params, "direction": "forward"},
-    )
-    add_beside(
-        run,
-        f"exact backward {short} {size}",
-        {
-            OURS: lambda: backward(grad, x, "none"),
-            "F.gelu": lambda: torch.ops.aten.gelu_backward(grad, x),
-            "torch add": lambda: grad + x,
-        },
-        lambda part: reference_backward(grad[part].double(), x[part].double(), "none"),
-        {**params, "direction": "backward"},
-    )
-
-
-def add_bias_beside(run: Run, rows: int, width: int, dtype: torch.dtype) -> None:
-    """bias+GELU beside a copy, and its backward, with the bias's gradient, beside an addition."""
-    size, short = f"{rows}x{width}", str(dtype).split(".")[1]
-    x, grad = (torch.randn(rows, width, device="cuda", dtype=dtype) for _ in range(2))
-    bias = torch.randn(width, device="cuda", dtype=dtype)
-    params: dict[str, object] = {"dtype": short, "elements": x.numel(), "size": size}
-
-    def shifted(part: slice) -> Tensor:
-        return (x.double() + bias.double()).view(-1)[part]
-
-    add_beside(
-        run,
-        f"bias+GELU forward {short} {size}",
-        {OURS: lambda: bias_gelu(x, bias), "torch copy": x.clone},
-        lambda part: reference(shifted(part), "none"),
-        {**params, "direction": "forward"},
-    )
-    add_beside(
-        run,
-        f"bias+GELU backward {short} {size}",
-        {
-            OURS: lambda: torch.ops.custom_gelu_ext.bias_gelu_backward(grad, x, bias, "none")[0],
-            "torch add": lambda: grad + x,
-        },
-        lambda part: reference_backward(grad.view(-1)[part].double(), shifted(part), "none"),
-        {**params, "direction": "backward"},
     )
 
 
@@ -344,6 +245,7 @@ def bias_cases(
             Implementation(OURS, bias_gelu),
             Implementation(EAGER, eager, ours=False),
             compiled(eager),
+            *floor(n, "forward"),
         ],
     )
     yield (
@@ -360,6 +262,7 @@ def bias_cases(
             Implementation(OURS, fused, skip=NO_EXTENSION),
             Implementation(EAGER, separate, ours=False),
             compiled(separate),
+            *floor(n, "backward"),
         ],
     )
 
@@ -649,12 +552,13 @@ def plan(device: torch.device, quick: bool) -> Iterator[tuple[str, torch.dtype, 
     """Yield the mode, type and size of every speed case."""
     if device.type == "cuda":
         types = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
-        exponents = (20, 24) if quick else (10, 16, 20, 24)
+        exponents = (20, 24) if quick else (10, 16, 20, 24, 26, 28, 30)
         yield from (
             ("exact", dtype, 2**e) for dtype in types[: 2 if quick else 4] for e in exponents
         )
-        yield "exact", torch.bfloat16, 2**28
-        if not quick:
+        if quick:
+            yield "exact", torch.bfloat16, 2**28
+        else:
             yield from (("tanh", dtype, 2**28) for dtype in types[:3])
         return
     yield from (("exact", torch.float32, 2**e) for e in (16, 20))
@@ -665,6 +569,19 @@ def plan(device: torch.device, quick: bool) -> Iterator[tuple[str, torch.dtype, 
         yield from ((mode, torch.float16, 2**20) for mode in MODES)
         yield "exact", torch.float64, 2**20
         yield "exact", torch.float32, 2**24
+
+
+def no_room(dtype: torch.dtype, n: int, device: torch.device) -> str:
+    """Return why a GPU cannot verify a backward of n elements; empty where it can.
+
+    Its inputs, their float64 copies and the reference are there at once, with what is made of them.
+    """
+    if device.type == "cpu":
+        return ""
+    needed = n * (3 * 8 + 6 * dtype.itemsize) + 8 * 8 * CHUNK
+    if needed <= torch.cuda.get_device_properties(device).total_memory:
+        return ""
+    return f"needs {needed / 2**30:.0f} GiB of GPU memory"
 
 
 def fused_cases(device: torch.device, quick: bool) -> Iterator[tuple[Case, list[Implementation]]]:
@@ -696,25 +613,14 @@ def main() -> int:
         for dtype in accuracy_of:
             add_accuracy(run, mode, dtype, device)
     add_host_time(run, device, rounds=10 if args.quick else 60)
-    plans = list(plan(device, args.quick))
-    first = plans[0][1]  # the type that a table shows every size of
-    for n in dict.fromkeys(n for _, dtype, n in plans if dtype == first):
-        for case, implementations in ceiling_cases(first, n):
-            run.measure(case, implementations, device=device, budget_s=budget)
-    for mode, dtype, n in plans:
+    for mode, dtype, n in plan(device, args.quick):
+        skip = no_room(dtype, n, device)
         for case, implementations in speed_cases(mode, dtype, n):
-            run.measure(case, implementations, device=device, budget_s=budget)
+            here = [replace(each, skip=skip) for each in implementations]
+            run.measure(case, here, device=device, budget_s=budget)
     for case, implementations in fused_cases(device, args.quick):
         run.measure(case, implementations, device=device, budget_s=budget)
     if device.type == "cuda" and not NO_EXTENSION:
-        if not args.quick:
-            torch.cuda.empty_cache()
-            for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-                for exponent in (24, 26, 28, 30):
-                    add_gelu_beside(run, dtype, 2**exponent)
-            for rows, width, dtype in BIAS_SHAPES:
-                add_bias_beside(run, rows, width, dtype)
-            torch.cuda.empty_cache()
         add_mlp(run, 4096, 16384, 8192, repeats=5 if args.quick else 12)
     if not args.quick:
         add_training(run, device, steps=600, seeds=3)
