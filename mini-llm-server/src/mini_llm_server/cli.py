@@ -240,7 +240,7 @@ def _description(engine: Engine) -> str:
 def _curl(url: str, model: str, with_key: bool) -> str:
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "What is the capital of Japan?"}],
         "max_tokens": 32,
         "stream": True,
     }

@@ -33,7 +33,9 @@ def test_a_chat_makes_sense(real: Any) -> None:
         assert response.json()["choices"][0]["finish_reason"] in ("stop", "length")
         return str(response.json()["choices"][0]["message"]["content"])
 
-    assert "Paris" in ask("What is the capital of France?")
+    # Up to the city's name, every token of these answers leads by 2 or more. Of France's, the first
+    # leads by less than bfloat16 resolves there, and on a GPU it is another one.
+    assert "Moscow" in ask("What is the capital of Russia?")
     assert "Tokyo" in ask("What is the capital of Japan?")
 
 
