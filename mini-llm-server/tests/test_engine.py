@@ -38,6 +38,27 @@ def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(256) for _ in range(rng.randint(1, longest))] for _ in range(count)]
 
 
+def test_steps_attend_without_cudnn(
+    make_engine: MakeEngine, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """test_engine_gpu.py says why; here only that it is switched off, and on again."""
+    allowed: list[bool] = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*arguments: Any, **options: Any) -> torch.Tensor:
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    engine = make_engine()
+    engine.add("a", [65, 66, 67], greedy(2))
+    run_all(engine)
+    assert allowed
+    assert not any(allowed)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize("scheduler", ["continuous", "static", "fifo"])
 @pytest.mark.parametrize(
     "limits",

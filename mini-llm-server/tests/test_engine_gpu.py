@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import statistics
+import time
 from collections.abc import Callable
 
 import pytest
@@ -84,6 +86,24 @@ def test_logits_of_a_ragged_batch_are_near_float64(dtype: torch.dtype, tolerance
     expected, got = results
     error = ((got - expected).norm() / expected.norm()).item()
     assert error < tolerance  # also false for NaN
+
+
+def test_a_length_that_no_step_had_before_costs_nothing() -> None:
+    """cuDNN's attention would make a plan for each, which takes many times as long as the step."""
+    engine = Engine(load_model("dummy", device="cuda"), EngineConfig(num_blocks=100))
+
+    def step_s(prompt: int) -> float:
+        engine.add("request", [65] * prompt, SamplingParams(40, temperature=0, ignore_eos=True))
+        seconds = []
+        while engine.has_work():
+            begin = time.perf_counter()
+            engine.step()  # ends with the token on the CPU
+            seconds.append(time.perf_counter() - begin)
+        return statistics.median(seconds)
+
+    step_s(10)  # loads the kernels
+    new = step_s(100)
+    assert new < 4 * step_s(100)
 
 
 @pytest.mark.slow

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mini_llm_server.engine.kv_cache import Copy
 from mini_llm_server.engine.request import Request
 from mini_llm_server.engine.scheduler import Chunk
 from mini_llm_server.model.attention import LayerAttention, Span, make_attention
 from mini_llm_server.model.transformer import Llama
+
+# All that torch's attention may use but cuDNN, which it prefers on Hopper GPUs: cuDNN makes a plan
+# for every shape that it has not seen, which takes longer than the step, and contexts grow with
+# every token, so that nearly each step brings a new shape.
+_ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -77,4 +83,7 @@ class ModelRunner:
         """Return the logits [S, vocab]."""
         if inputs.copies:
             self.attention.copy_blocks(inputs.copies)
-        return self.model.forward(inputs.token_ids, inputs.positions, inputs.rows, inputs.attend)
+        with sdpa_kernel(_ATTENTION_KERNELS):
+            return self.model.forward(
+                inputs.token_ids, inputs.positions, inputs.rows, inputs.attend
+            )
