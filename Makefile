@@ -1,7 +1,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 PACKAGES := cuda-matmul-f32 custom-gelu-ext mini-llm-server dist-playground
-READMES := README.md $(PACKAGES:=/README.md) $(wildcard docs/posts/*.md)
+READMES := README.md $(PACKAGES:=/README.md) $(wildcard docs/*/*.md)
 
 .PHONY: bench test slow check readme setup
 bench: setup  ## run all four benchmarks; one table, one report in bench-report/
