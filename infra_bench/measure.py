@@ -44,6 +44,12 @@ def measure(
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             _Measurement(case, contenders, device, budget_s, graph, eager, progress, seed).course()
+    except torch.OutOfMemoryError as full:
+        # The harness itself, which holds inputs and float64 copies beside what they become.
+        for each in contenders:
+            if each.status == "ok":
+                each.fail("failed", f"no memory to verify it: {one_line(full)}")
+        release_cached(device)
     except Exception as crash:
         if device.type == "cpu" or not is_lost():
             raise

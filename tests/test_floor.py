@@ -126,6 +126,17 @@ def test_its_reference_has_to_be_float64(run: Run, product: MakeCase) -> None:
         rows(run, product(name="other"), HONEST, none)
 
 
+def test_a_case_too_large_to_verify_does_not_end_the_run(run: Run, product: MakeCase) -> None:
+    def too_large(*inputs: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB.")
+
+    (row,) = rows(run, product(reference=too_large), HONEST)
+    assert row.status == "failed"
+    assert row.reason.startswith("no memory to verify it: OutOfMemoryError: CUDA out of memory")
+    (row,) = rows(run, product(name="other"), HONEST)
+    assert row.status == "ok"
+
+
 def draw_large(generator: torch.Generator) -> tuple[Tensor, ...]:
     """Draw enough that a copy takes longer than its launch, and is timed by events."""
     return tuple(torch.randn(1 << 24, generator=generator, device="cuda") for _ in "ab")
