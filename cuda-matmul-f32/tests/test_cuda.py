@@ -58,6 +58,8 @@ LARGE = [
     (2, 2_100_000, 3),
     (129, 127, 16411),
     (1024, 1000, 1000),
+    (2600, 513, 1001),
+    (2049, 2052, 515),
 ]
 
 
@@ -88,6 +90,25 @@ def test_a_last_round_with_fewer_steps_than_multiprocessors(kernel, tiles_over, 
     torch.full((1 << 26,), float("nan"), device="cuda")  # what scratch memory may hold
     a, b = integers((processors + tiles_over) * 128, k), integers(k, 256, seed=1)
     assert torch.equal(matmul(a, b, kernel=kernel), exact(a, b))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["hopper", "auto"])
+@pytest.mark.parametrize("blocks", range(2, 9))
+@pytest.mark.parametrize("n", [250, 251, 256])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_few_tiles_that_several_blocks_share(kernel, blocks, n, transposed):
+    if kernel not in (*NAMES, "auto"):
+        pytest.skip(f"this GPU has no {kernel}")
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    m, k = 64 * (processors // blocks) - 3, 32 * 3 * blocks + 5  # in tiles of 64 x 256
+    a, b = integers(m, k), integers(k, n, seed=1)
+    on_rung = a.t().contiguous().t() if transposed else a
+    around = torch.full((m + 2, n + 2), torch.nan, device="cuda")
+    matmul(on_rung, b, out=around[1:-1, 1:-1], kernel=kernel)
+    assert torch.equal(around[1:-1, 1:-1], exact(a, b))
+    around[1:-1, 1:-1] = torch.nan
+    assert around.isnan().all()
 
 
 # Views of B that rung 9's copy engine cannot read: rearranged first where C is large enough.
@@ -220,6 +241,45 @@ def test_is_captured_in_a_cuda_graph(kernel, shape):
         graph.replay()
         assert torch.equal(c, exact(a, b))
         assert torch.equal(out, exact(a, b).expand(2, m, n))
+
+
+# Rungs 9 to 11 begin while the kernel before them ends.
+@pytest.mark.gpu
+@each_kernel
+@pytest.mark.parametrize("shape", [(64, 512, 1024), (1, 1000, 3000), (33, 130, 4001)], ids=str)
+def test_waits_for_whatever_was_launched_before_in_a_graph_too(kernel, shape):
+    m, n, k = shape
+    a, b = integers(m, k), integers(k, n, seed=1)
+    right = exact(a, b)
+    one, other = torch.cuda.Stream(), torch.cuda.Stream()
+
+    def fork_and_join() -> list[torch.Tensor]:
+        here = torch.cuda.current_stream()
+        one.wait_stream(here)
+        other.wait_stream(here)
+        found = []
+        with torch.cuda.stream(one):  # behind a kernel of torch's that writes an operand
+            x = (a + 1) - 1
+            found.append(matmul(x, b, kernel=kernel))
+        with torch.cuda.stream(other):  # behind a copy, and behind another product
+            y = b.clone()
+            found += [matmul(a, y, kernel=kernel) for _ in range(2)]
+        here.wait_stream(one)
+        here.wait_stream(other)  # behind two streams at once
+        found.append(matmul(x, y, kernel=kernel))
+        x.zero_()  # only then
+        return found
+
+    for _ in range(10):
+        assert all(torch.equal(c, right) for c in fork_and_join())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = fork_and_join()
+    for _ in range(10):
+        for c in found:
+            c.fill_(torch.nan)
+        graph.replay()
+        assert all(torch.equal(c, right) for c in found)
 
 
 @pytest.mark.gpu

@@ -103,7 +103,10 @@ cudaError_t launch_async_pipeline(const Problem& p, void*, cudaStream_t stream) 
 double async_pipeline_cycles(const Problem& p, int processors) {
   const double tiles = 1.0 * p.batch * ceil_div(p.M, kRows) * ceil_div(p.N, kCols);
   const double rounds = std::ceil(tiles / processors);  // of the busiest multiprocessor
-  return std::max(rounds * kRows * kCols * p.K / kFmasPerCycle, memory_cycles(p, processors));
+  // While one of a multiprocessor's two blocks stores its tile, the other may still multiply.
+  const double store = kRows * kCols * 4 / kBytesPerCycle / 2;
+  return std::max(rounds * (kRows * kCols * p.K / kFmasPerCycle + store),
+                  memory_cycles(p, processors));
 }
 
 }  // namespace

@@ -13,56 +13,55 @@
 //     A B of that kind is rearranged for TMA first where C has rows enough to repay it
 //     (packed.cuh).
 //   * Rounds. One block a multiprocessor, persistent: it fills the next tile's panels while the
-//     last one's sums are stored, and the last round is shared out along K (stream_k.cuh).
+//     last one's sums are stored, and the last round is shared out along K (stream_k.cuh). A C that
+//     few tiles cover is cut into smaller ones (hopper_plan.cuh), each by two teams (teams.cuh).
 // Leaves: 5% of the instructions in the consumers' loop are still vector loads, and some FFMAs wait
-//   for a register bank (outer_product.cuh). A small C is better cut finer (rung 10).
+//   for a register bank (outer_product.cuh). What begins and ends a tile takes longer than a C of
+//   512 x 512 has work for: that is rung 10's.
 // To read: PTX ISA on mbarrier and cp.async.bulk.tensor; CUTLASS's "warp specialization".
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 #include <cmath>
 
 #include "cuda/cycles.h"
 #include "cuda/hopper.cuh"
+#include "cuda/hopper_plan.cuh"
 #include "cuda/kernels.h"
-#include "cuda/outer_product.cuh"
 #include "cuda/packed.cuh"
 #include "cuda/panel_copy.cuh"
-#include "cuda/stream_k.cuh"
+#include "cuda/teams.cuh"
+#include "cuda/tensor_map.cuh"
 #include "problem.h"
 
 namespace {
 
-using Warp = WarpTile<16, 8>;
-constexpr int kRows = 2 * Warp::kHeight, kCols = 4 * Warp::kWidth;  // 128 x 256, by 2 x 4 warps
-constexpr int kConsumers = 8;                                       // warps
 constexpr int kProducerThreads = 128;  // setmaxnreg acts on groups of four warps
 constexpr int kThreads = kConsumers * 32 + kProducerThreads;
-constexpr int kDepth = 32;  // steps of K in a stage
-constexpr int kStages = 4;
 
 // TMA writes lines densely. The 4-byte copies of a transposing thread need the padding.
 template <Copy kCopy, int kLines>
 constexpr int kPanelStride = kCopy == Copy::kVectors ? kLines : kLines + 4;
-template <Copy kCopyA, Copy kCopyB>
-constexpr int kStageFloats = kDepth * (kPanelStride<kCopyA, kRows> + kPanelStride<kCopyB, kCols>);
-template <Copy kCopyA, Copy kCopyB>
-constexpr int kSharedBytes = kStages * (kStageFloats<kCopyA, kCopyB> * 4 + 2 * 8);
+template <class T, Copy kCopyA, Copy kCopyB>
+constexpr int kStageFloats =
+    kDepth * (kPanelStride<kCopyA, T::kRows> + kPanelStride<kCopyB, T::kCols>);
+template <class T, Copy kCopyA, Copy kCopyB>
+constexpr int kSharedBytes =
+    T::kStages * (kStageFloats<T, kCopyA, kCopyB> * 4 + 2 * 8) + T::kExchanged * 4;
 
-template <Copy kCopyA, Copy kCopyB>
+template <class T, Copy kCopyA, Copy kCopyB>
 __global__ void __launch_bounds__(kThreads, 1)
     hopper_kernel(const __grid_constant__ CUtensorMap map_a,
                   const __grid_constant__ CUtensorMap map_b, const Problem p,
                   const Schedule schedule, float* partials, float alpha) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr bool kTmaA = kCopyA == Copy::kVectors, kTmaB = kCopyB == Copy::kVectors;
+  constexpr int kRows = T::kRows, kCols = T::kCols, kStages = T::kStages;
   constexpr int kStrideA = kPanelStride<kCopyA, kRows>, kStrideB = kPanelStride<kCopyB, kCols>;
-  constexpr int kFloats = kStageFloats<kCopyA, kCopyB>;
+  constexpr int kFloats = kStageFloats<T, kCopyA, kCopyB>;
   extern __shared__ __align__(128) float stages[];  // TMA writes to multiples of 128 bytes
-  uint64_t* full = reinterpret_cast<uint64_t*>(stages + kStages * kFloats);
+  float* exchange = stages + kStages * kFloats;
+  uint64_t* full = reinterpret_cast<uint64_t*>(exchange + T::kExchanged);
   uint64_t* empty = full + kStages;
 
-  let_next_kernel_launch();
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       // A panel is complete when TMA's bytes are there, announced by one arrival, and when each
@@ -74,6 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     hopper::fence_barrier_init();
   }
   __syncthreads();
+  wait_for_previous_kernel();
   const int warp = threadIdx.x / 32;
   int stage = 0;
   uint32_t parity = 0;
@@ -126,31 +126,44 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   hopper::take_registers<232>();
   const int lane = threadIdx.x % 32;
-  const int warp_row = warp / (kCols / Warp::kWidth) * Warp::kHeight;
-  const int warp_col = warp % (kCols / Warp::kWidth) * Warp::kWidth;
+  constexpr int kTeamWarps = kConsumers / T::kTeams, kTeamSteps = kDepth / T::kTeams;
+  const int team = T::kTeams == 1 ? 0 : warp / kTeamWarps, team_warp = warp % kTeamWarps;
+  const int warp_row = team_warp / T::kWarpsAcross * Warp::kHeight;
+  const int warp_col = team_warp % T::kWarpsAcross * Warp::kWidth;
   while (list.next(work)) {
     float sum[16][8] = {};
     for (int step = work.first; step < work.last; ++step, advance()) {
       hopper::barrier_wait(full + stage, parity);
-      const float* a_panel = stages + stage * kFloats + warp_row;
-      const float* b_panel = stages + stage * kFloats + kDepth * kStrideA + warp_col;
+      const float* a_panel = stages + stage * kFloats + team * kTeamSteps * kStrideA + warp_row;
+      const float* b_panel =
+          stages + stage * kFloats + kDepth * kStrideA + team * kTeamSteps * kStrideB + warp_col;
 #pragma unroll 8  // few enough for the instruction cache, also beside the producers' loops
-      for (int k = 0; k < kDepth; ++k) {
+      for (int k = 0; k < kTeamSteps; ++k) {
         float a[16], b[8];
         Warp::load(a_panel + k * kStrideA, b_panel + k * kStrideB, lane, a, b);
         outer_product<1>(sum, a, b);
       }
       hopper::barrier_arrive(empty + stage);
     }
+    let_next_kernel_launch();
     const Origin tile = origin_of<kRows, kCols>(schedule, work.tile);
     // To C, or to this block's slot, which holds a tile without gaps.
     const bool whole = work.slot < 0;
     float* to = whole ? p.c + tile.product * p.c_batch_stride + tile.row * p.c_stride + tile.col
                       : partials + static_cast<int64_t>(work.slot) * kRows * kCols;
     const int64_t stride = whole ? p.c_stride : kCols;
-    Warp::store(sum, alpha, to + warp_row * stride + warp_col, stride,
-                (whole ? p.M - tile.row : kRows) - warp_row,
-                (whole ? p.N - tile.col : kCols) - warp_col, lane);
+    const int64_t rows = whole ? p.M - tile.row : kRows, cols = whole ? p.N - tile.col : kCols;
+    if constexpr (T::kTeams == 1) {
+      Warp::store(sum, alpha, to + warp_row * stride + warp_col, stride, rows - warp_row,
+                  cols - warp_col, lane);
+    } else {
+      using HalfWarp = WarpTile<8, 8>;
+      float half[8][8];
+      add_teams(sum, alpha, exchange, team, threadIdx.x % (kTeamWarps * 32), half);
+      const int row = warp_row + team * HalfWarp::kHeight;
+      HalfWarp::store(half, alpha, to + row * stride + warp_col, stride, rows - row,
+                      cols - warp_col, lane);
+    }
   }
 #else
   __trap();  // built for 9.0 without the "a": rather an error than a C that nobody wrote
@@ -160,68 +173,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 const char* hopper_missing(int compute_capability) {
   return compute_capability / 10 == 9 ? nullptr
                                       : "needs a GPU of compute capability 9.0 (TMA, setmaxnreg)";
-}
-
-// What TMA must know of a matrix whose lines are adjacent: sizes, strides, and the box it copies.
-cudaError_t describe(CUtensorMap* map, const Lines& m, int64_t lines, int64_t K, int64_t batch,
-                     int box_lines) {
-  // From the driver by way of the runtime, so that nothing is linked against libcuda.
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
-                                     &found);
-    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
-  }();
-  if (encode == nullptr) return cudaErrorInsufficientDriver;
-  const auto bytes = [](int64_t floats) { return static_cast<cuuint64_t>(floats) * 4; };
-  const bool shared = m.batch_stride == 0;
-  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(lines), static_cast<cuuint64_t>(K),
-                               static_cast<cuuint64_t>(shared ? 1 : batch)};
-  const cuuint64_t strides[2] = {bytes(m.k_stride), shared ? 16 : bytes(m.batch_stride)};
-  const cuuint32_t box[3] = {static_cast<cuuint32_t>(box_lines), kDepth, 1};
-  const cuuint32_t every[3] = {1, 1, 1};
-  const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 3, const_cast<float*>(m.first), sizes, strides,
-             box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-bool fits(const Problem& p) {
-  constexpr int64_t kMost = INT32_MAX - kRows * kCols;  // coordinates are 32-bit
-  const int64_t tiles_m = ceil_div(p.M, kRows), tiles_n = ceil_div(p.N, kCols);
-  return p.M < kMost && p.N < kMost && p.K < kMost && tiles_m <= kMost / tiles_n &&
-         p.batch <= kMost / (tiles_m * tiles_n);
-}
-
-// Sharing out the last round saves the part of it in which processors would be idle, and costs
-// writing and reading the partial sums: about as long as 5 steps of K of a tile (20 us, and 4.4 us
-// a step, on an H100).
-constexpr int kPartialsCost = 5;
-
-Schedule schedule_for(const Problem& p, int processors) {
-  Schedule s{};
-  s.tiles_m = static_cast<int>(ceil_div(p.M, kRows));
-  s.tiles_n = static_cast<int>(ceil_div(p.N, kCols));
-  s.tiles = static_cast<int>(p.batch * s.tiles_m * s.tiles_n);
-  s.steps = static_cast<int>(ceil_div(p.K, kDepth));
-  const int rounds = s.tiles / processors, left = s.tiles % processors;
-  const bool share = left > 0 && s.steps > 0 &&
-                     static_cast<int64_t>(s.steps) * (processors - left) >
-                         static_cast<int64_t>(kPartialsCost) * processors;
-  s.whole = share ? rounds * processors : s.tiles;
-  s.sharers = share ? static_cast<int>(std::min<int64_t>(processors, int64_t{left} * s.steps)) : 0;
-  s.blocks = std::max(s.sharers, std::min(s.tiles, processors));
-  return s;
-}
-
-double arithmetic_cycles(const Problem& p, int processors) {
-  const Schedule s = schedule_for(p, processors);
-  double steps = 1.0 * ceil_div(s.whole, processors) * s.steps;
-  if (s.whole < s.tiles)
-    steps += std::ceil(1.0 * (s.tiles - s.whole) * s.steps / s.sharers) + kPartialsCost;
-  return steps * kDepth * kRows * kCols / kFmasPerCycle;
 }
 
 // Whether adjacent lines overlap from one step of K to the next, as in a sliding window: nothing
@@ -242,66 +193,65 @@ bool packs(const Problem& p, int processors) {
   int64_t blocks = 0;
   return p.K > 0 && (copy_for(b) != Copy::kVectors || overlaps(b, p.N, p.K)) &&
          pack_blocks(p, &blocks) &&
-         pack_cycles(p, processors) < kCopiesOfB * arithmetic_cycles(p, processors);
+         pack_cycles(p, processors) < kCopiesOfB * plan_for(p, processors).cycles;
 }
 
 // Of shapes alone (shape_cache.h): "auto" must not choose by whichever strides it met first.
 double hopper_cycles(const Problem& p, int processors) {
   if (!fits(p)) return HUGE_VAL;
-  return std::max(arithmetic_cycles(p, processors), memory_cycles(p, processors));
+  return std::max(plan_for(p, processors).cycles, memory_cycles(p, processors));
 }
 
 // Scratch memory: partial sums, and behind them a rearranged B.
-size_t partials_bytes(const Problem& p, int processors) {
-  const Schedule s = schedule_for(p, processors);
-  return s.whole == s.tiles ? 0 : size_t{2} * s.sharers * kRows * kCols * sizeof(float);
-}
-
 size_t hopper_workspace(const Problem& p) {
   if (!fits(p)) return 0;
   const int processors = processor_count();
-  return partials_bytes(p, processors) + (packs(p, processors) ? packed_bytes(p) : 0);
+  return plan_for(p, processors).partials_bytes() + (packs(p, processors) ? packed_bytes(p) : 0);
 }
 
-template <Copy kCopyA, Copy kCopyB>
-cudaError_t launch(const Problem& p, void* workspace, cudaStream_t stream) {
+template <class T, Copy kCopyA, Copy kCopyB>
+cudaError_t launch(const Problem& p, const Schedule& s, float* partials, cudaStream_t stream) {
   CUtensorMap map_a{}, map_b{};
-  cudaError_t error = cudaSuccess;
-  if (p.K > 0 && kCopyA == Copy::kVectors) {
-    error = describe(&map_a, lines_of_a(p), p.M, p.K, p.batch, kRows);
+  const auto kernel = hopper_kernel<T, kCopyA, kCopyB>;
+  constexpr int kBytes = kSharedBytes<T, kCopyA, kCopyB>;
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (p.K > 0 && error == cudaSuccess && kCopyA == Copy::kVectors) {
+    error = describe(&map_a, lines_of_a(p), p.M, p.K, p.batch, T::kRows, kDepth);
   }
   if (p.K > 0 && error == cudaSuccess && kCopyB == Copy::kVectors) {
-    error = describe(&map_b, lines_of_b(p), p.N, p.K, p.batch, kCols);
+    error = describe(&map_b, lines_of_b(p), p.N, p.K, p.batch, T::kCols, kDepth);
   }
   if (error != cudaSuccess) return error;
-  const auto kernel = hopper_kernel<kCopyA, kCopyB>;
-  constexpr int kBytes = kSharedBytes<kCopyA, kCopyB>;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  const Schedule s = schedule_for(p, processor_count());
-  float* partials = static_cast<float*>(workspace);
-  kernel<<<s.blocks, kThreads, kBytes, stream>>>(map_a, map_b, p, s, partials, 1.0f);
-  error = cudaGetLastError();
-  if (error != cudaSuccess || s.whole == s.tiles) return error;
-  const int parts = (s.tiles - s.whole) * (kRows * kCols / 1024);
-  return launch_behind(add_partials_kernel<kRows, kCols>, parts, 256, stream, p, s,
-                       static_cast<const float*>(partials));
+  error = launch_behind(kernel, {s.blocks, kThreads, kBytes}, stream, map_a, map_b, p, s, partials,
+                        1.0f);
+  if (error != cudaSuccess || s.sharers == 0) return error;
+  const int64_t parts = int64_t{s.tiles - s.whole} * (T::kRows * T::kCols / 1024);
+  return launch_behind(add_partials_kernel<T::kRows, T::kCols>, {parts, 256}, stream, p, s,
+                       partials);
 }
 
 cudaError_t launch_hopper(const Problem& problem, void* workspace, cudaStream_t stream) {
   if (!fits(problem)) return cudaErrorInvalidConfiguration;
   Problem p = problem;
   const int processors = processor_count();
+  const Plan plan = plan_for(p, processors);
+  float* partials = static_cast<float*>(workspace);
   if (packs(p, processors)) {
-    auto* copy = static_cast<float*>(workspace) + partials_bytes(p, processors) / sizeof(float);
+    float* copy = partials + plan.partials_bytes() / sizeof(float);
     const cudaError_t error = pack_b(p, copy, stream);
     if (error != cudaSuccess) return error;
     p = with_packed_b(p, copy);
   }
+  const auto launch_with = [&](auto a, auto b) {
+    return plan.small ? launch<Small, a(), b()>(p, plan.schedule, partials, stream)
+                      : launch<Large, a(), b()>(p, plan.schedule, partials, stream);
+  };
   if (overlaps(lines_of_a(p), p.M, p.K) || overlaps(lines_of_b(p), p.N, p.K)) {
-    return launch<Copy::kAlongLines, Copy::kAlongLines>(p, workspace, stream);
+    constexpr std::integral_constant<Copy, Copy::kAlongLines> any;
+    return launch_with(any, any);
   }
-  return with_copies(p, [&](auto a, auto b) { return launch<a(), b()>(p, workspace, stream); });
+  return with_copies(p, launch_with);
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ template <class T, Copy kCopyA, Copy kCopyB>
 __global__ void __launch_bounds__(kThreads, T::kBlocks)
     split_k_kernel(const Problem problem, int64_t slices, float* partials, float alpha) {
   extern __shared__ __align__(16) float shared[];
-  let_next_kernel_launch();
+  wait_for_previous_kernel();
   const int64_t tiles = gridDim.x / slices, slice = blockIdx.x / tiles;
   const Origin tile = tile_origin<T::kRows, T::kCols>(problem, blockIdx.x % tiles);
   const Problem p = with_slice_for_c(problem, partials, slices, slice).at(tile.product);
@@ -102,6 +102,7 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks)
     stage = (stage + 1) % kStages;
   }
 
+  let_next_kernel_launch();
   // The warps' sums, where their panels were, and then their total, which is C or a slice of it.
   __syncwarp();
   T::Warp::store(sum, alpha, stages, T::kCols, T::kRows, T::kCols, lane);
@@ -187,9 +188,8 @@ cudaError_t launch(const Problem& p, int64_t slices, float* partials, cudaStream
   if (!block_count(p, T::kRows, T::kCols, &blocks) || blocks > INT32_MAX / slices) {
     return cudaErrorInvalidConfiguration;
   }
-  kernel<<<static_cast<unsigned>(blocks * slices), kThreads, T::kSharedBytes, stream>>>(
-      p, slices, partials, 1.0f);
-  return cudaGetLastError();
+  return launch_behind(kernel, {blocks * slices, kThreads, T::kSharedBytes}, stream, p, slices,
+                       partials, 1.0f);
 }
 
 cudaError_t launch_split_k(const Problem& p, void* workspace, cudaStream_t stream) {

@@ -39,7 +39,7 @@ HOST_DEVICE Skinny skinny_of(const Problem& p) {
 }
 
 // How the grid numbers its blocks: product, group of thin lines, group of long lines, slice of K.
-struct Grid {
+struct Cut {
   int64_t thin_groups, long_groups, slices;
 };
 
@@ -57,16 +57,16 @@ __device__ __forceinline__ int64_t part_of_k(int64_t K, int64_t index, int64_t p
   return min(K, units * index / parts * kLeast);
 }
 
-__device__ __forceinline__ Part part_of(const Problem& problem, const Grid& grid, float* partials,
+__device__ __forceinline__ Part part_of(const Problem& problem, const Cut& cut, float* partials,
                                         int thin_per_block, int lines_per_block) {
   int64_t index = blockIdx.x;
-  const int64_t long_group = index % grid.long_groups;
-  index /= grid.long_groups;
-  const int64_t slice = index % grid.slices;
-  index /= grid.slices;
-  const int64_t thin_group = index % grid.thin_groups;
+  const int64_t long_group = index % cut.long_groups;
+  index /= cut.long_groups;
+  const int64_t slice = index % cut.slices;
+  index /= cut.slices;
+  const int64_t thin_group = index % cut.thin_groups;
   Part part;
-  part.p = with_slice_for_c(problem, partials, grid.slices, slice).at(index / grid.thin_groups);
+  part.p = with_slice_for_c(problem, partials, cut.slices, slice).at(index / cut.thin_groups);
   part.s = skinny_of(part.p);
   part.thin = thin_group * thin_per_block;
   part.line = long_group * lines_per_block;
@@ -109,14 +109,14 @@ __device__ __forceinline__ void load_thin(const float* line, int64_t k, int64_t 
 // along K, each warp through a part of its own. At the end the warps' sums are added.
 template <int kThin, int kFloats>
 __global__ void __launch_bounds__(kWarps * 32)
-    along_lines_kernel(const Problem problem, const Grid grid, float* partials) {
+    along_lines_kernel(const Problem problem, const Cut cut, float* partials) {
   __shared__ float sums[kWarps][32 * kFloats];
-  let_next_kernel_launch();
-  const Part part = part_of(problem, grid, partials, kThin, 32 * kFloats);
+  wait_for_previous_kernel();
+  const Part part = part_of(problem, cut, partials, kThin, 32 * kFloats);
   const Lines &m = part.s.large, &thin = part.s.thin;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t line = part.line + lane * kFloats;
-  const int64_t index = part.slice * kWarps + warp, parts = grid.slices * kWarps;
+  const int64_t index = part.slice * kWarps + warp, parts = cut.slices * kWarps;
   const int64_t k_first = part_of_k(part.p.K, index, parts);
   // A thread past the last line has no steps of K.
   const int64_t k_last =
@@ -162,6 +162,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
   }
 
+  let_next_kernel_launch();
 #pragma unroll
   for (int t = 0; t < kThin; ++t) {
     __syncthreads();
@@ -183,15 +184,15 @@ __global__ void __launch_bounds__(kWarps * 32)
 // lines and its threads lie along K. At the end the threads' sums are added.
 template <int kThin, int kFloats>
 __global__ void __launch_bounds__(kWarpsAlongK * 32)
-    along_k_kernel(const Problem problem, const Grid grid, float* partials) {
+    along_k_kernel(const Problem problem, const Cut cut, float* partials) {
   constexpr int kLines = kLinesOfWarp;
-  let_next_kernel_launch();
-  const Part part = part_of(problem, grid, partials, kThin, kWarpsAlongK * kLines);
+  wait_for_previous_kernel();
+  const Part part = part_of(problem, cut, partials, kThin, kWarpsAlongK * kLines);
   const Lines &m = part.s.large, &thin = part.s.thin;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t line = part.line + warp * kLines;
-  const int64_t k_first = part_of_k(part.p.K, part.slice, grid.slices);
-  const int64_t k_last = part_of_k(part.p.K, part.slice + 1, grid.slices);
+  const int64_t k_first = part_of_k(part.p.K, part.slice, cut.slices);
+  const int64_t k_last = part_of_k(part.p.K, part.slice + 1, cut.slices);
 
   float sum[kThin][kLines] = {};
   const auto load = [&](int64_t k, float (&values)[kLines][kFloats]) {
@@ -239,6 +240,7 @@ __global__ void __launch_bounds__(kWarpsAlongK * 32)
   } else {
     all_turns(std::false_type());
   }
+  let_next_kernel_launch();
 #pragma unroll
   for (int t = 0; t < kThin; ++t) {
 #pragma unroll
@@ -264,7 +266,7 @@ bool vectors_along_k(const Lines& m, int64_t K) {
 struct Plan {
   bool along_k, vectors;
   int thin;  // lines of the thin matrix that a block takes: 1, 4 or 8
-  Grid grid;
+  Cut cut;
 };
 
 Plan plan_for(const Problem& p, int processors) {
@@ -275,18 +277,18 @@ Plan plan_for(const Problem& p, int processors) {
                               : copy_for(s.large) == Copy::kVectors && s.large_lines % 4 == 0;
   plan.thin = s.thin_lines == 1 ? 1 : s.thin_lines <= 4 ? 4 : 8;
   const int64_t lines = plan.along_k ? kWarpsAlongK * kLinesOfWarp : plan.vectors ? 128 : 32;
-  plan.grid.thin_groups = ceil_div(s.thin_lines, plan.thin);
-  plan.grid.long_groups = ceil_div(s.large_lines, lines);
+  plan.cut.thin_groups = ceil_div(s.thin_lines, plan.thin);
+  plan.cut.long_groups = ceil_div(s.large_lines, lines);
   // At least a block for nearly every multiprocessor.
-  const int64_t blocks = p.batch * plan.grid.thin_groups * plan.grid.long_groups;
+  const int64_t blocks = p.batch * plan.cut.thin_groups * plan.cut.long_groups;
   const int64_t most = std::clamp<int64_t>(p.K / (kLeast * (plan.along_k ? 4 : kWarps)), 1, 256);
-  plan.grid.slices =
+  plan.cut.slices =
       blocks * 10 >= processors * 9 ? 1 : std::clamp<int64_t>(2 * processors / blocks, 1, most);
   return plan;
 }
 
 size_t skinny_workspace(const Problem& p) {
-  return slices_bytes(p, plan_for(p, processor_count()).grid.slices);
+  return slices_bytes(p, plan_for(p, processor_count()).cut.slices);
 }
 
 double skinny_cycles(const Problem& p, int processors) {
@@ -299,7 +301,7 @@ double skinny_cycles(const Problem& p, int processors) {
   return memory_cycles(p, processors) * reads;
 }
 
-using SkinnyKernel = void (*)(Problem, Grid, float*);
+using SkinnyKernel = void (*)(Problem, Cut, float*);
 
 template <int kThin>
 SkinnyKernel kernel_for(const Plan& plan) {
@@ -309,21 +311,20 @@ SkinnyKernel kernel_for(const Plan& plan) {
 
 cudaError_t launch_skinny(const Problem& p, void* workspace, cudaStream_t stream) {
   const Plan plan = plan_for(p, processor_count());
-  const Grid& grid = plan.grid;
-  if (grid.thin_groups > INT32_MAX / grid.long_groups ||
-      p.batch > INT32_MAX / (grid.thin_groups * grid.long_groups * grid.slices)) {
+  const Cut& cut = plan.cut;
+  if (cut.thin_groups > INT32_MAX / cut.long_groups ||
+      p.batch > INT32_MAX / (cut.thin_groups * cut.long_groups * cut.slices)) {
     return cudaErrorInvalidConfiguration;
   }
-  const auto blocks =
-      static_cast<unsigned>(p.batch * grid.thin_groups * grid.long_groups * grid.slices);
+  const int64_t blocks = p.batch * cut.thin_groups * cut.long_groups * cut.slices;
   const SkinnyKernel kernel = plan.thin == 1   ? kernel_for<1>(plan)
                               : plan.thin == 4 ? kernel_for<4>(plan)
                                                : kernel_for<8>(plan);
   float* partials = static_cast<float*>(workspace);
-  kernel<<<blocks, 32 * (plan.along_k ? kWarpsAlongK : kWarps), 0, stream>>>(p, grid, partials);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess || grid.slices == 1) return error;
-  return add_slices(p, partials, grid.slices, stream);
+  const int threads = 32 * (plan.along_k ? kWarpsAlongK : kWarps);
+  const cudaError_t error = launch_behind(kernel, {blocks, threads}, stream, p, cut, partials);
+  if (error != cudaSuccess || cut.slices == 1) return error;
+  return add_slices(p, partials, cut.slices, stream);
 }
 
 }  // namespace

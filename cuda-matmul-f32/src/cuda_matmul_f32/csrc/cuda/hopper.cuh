@@ -1,5 +1,6 @@
-// Hopper's bulk copies and barriers for rung 9, each a plain name for one PTX instruction.
-// What they mean in full: PTX ISA, sections on mbarrier, cp.async.bulk.tensor and setmaxnreg.
+// Hopper's bulk copies and barriers for rung 9, each a plain name for one PTX
+// instruction. What they mean in full: PTX ISA, sections on mbarrier, cp.async.bulk.tensor,
+// setmaxnreg and barrier.cluster.
 #pragma once
 
 #include <cuda.h>

@@ -50,25 +50,36 @@ cudaError_t launch_tiles(void (*kernel)(Problem, More...), Tile tile, const Prob
   return cudaGetLastError();
 }
 
-// Rungs 9 to 11 may end in a second kernel that adds partial sums. From compute capability 9.0 on
-// its launch overlaps the first one: it is made ready while that still runs, and waits on the GPU.
+// Rungs 9 to 11 are for products so short that launching counts, and may take two kernels. From
+// compute capability 9.0 on each is made ready while the one before it still runs, whether of the
+// same product or of the last one, and waits on the GPU before it touches memory.
 // To read: CUDA Programming Guide, "Programmatic Dependent Launch".
+//
+// Called when a block has only its results left to write. Any earlier, blocks of the next kernel
+// would crowd on the multiprocessors that are free first.
 __device__ __forceinline__ void let_next_kernel_launch() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
-// Returns once the kernel before has ended and what it wrote can be read.
+// Returns once the kernel before has ended and what it wrote can be read. Before it, only what no
+// kernel writes may be read, and nothing be written: the kernel before may still read it.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Launches a kernel that begins with wait_for_previous_kernel().
-template <class... Parameters>
-cudaError_t launch_behind(void (*kernel)(Parameters...), unsigned blocks, unsigned threads,
-                          cudaStream_t stream, Parameters... parameters) {
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int shared_bytes = 0;
+};
+
+// Launches a kernel that makes the two calls above: every thread waits before all else.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_behind(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t stream,
+                          Arguments... arguments) {
   int device = 0, major = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
@@ -76,12 +87,13 @@ cudaError_t launch_behind(void (*kernel)(Parameters...), unsigned blocks, unsign
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = major >= 9 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, parameters...);
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
 // A tile's place: which product of the batch, its first row and its first column.

@@ -38,6 +38,7 @@ template <Copy kCopy>
 __global__ void __launch_bounds__(kPackThreads) pack_kernel(const Problem p, float* copy) {
   constexpr int kStride = kPackLines + 4;
   __shared__ __align__(16) float panel[kPackDepth * kStride];
+  wait_for_previous_kernel();
   const int64_t width = packed_width(p);
   const int64_t across = ceil_div(width, kPackLines), down = ceil_div(p.K, kPackDepth);
   const int64_t product = blockIdx.x / (across * down);
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(kPackThreads) pack_kernel(const Problem p, flo
   load.start(panel, p.K - k);
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
+  let_next_kernel_launch();
 #pragma unroll
   for (int at = threadIdx.x * 4; at < kPackLines * kPackDepth; at += kPackThreads * 4) {
     const int row = at / kPackLines, col = at % kPackLines;
@@ -73,6 +75,5 @@ inline cudaError_t pack_b(const Problem& p, float* copy, cudaStream_t stream) {
   if (!pack_blocks(p, &blocks)) return cudaErrorInvalidConfiguration;
   const auto kernel =
       p.b.row_stride == 1 ? pack_kernel<Copy::kAlongK> : pack_kernel<Copy::kAlongLines>;
-  kernel<<<static_cast<unsigned>(blocks), kPackThreads, 0, stream>>>(p, copy);
-  return cudaGetLastError();
+  return launch_behind(kernel, {blocks, kPackThreads}, stream, p, copy);
 }

@@ -40,6 +40,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
   for (int j = 0; j < kFloats; ++j) sums[warp][lane][j] = sum[j];
   __syncthreads();
+  let_next_kernel_launch();
   if (warp > 0 || at >= all) return;
   const int64_t line = at / p.N;  // of all products' rows
   float* c = p.c + line / p.M * p.c_batch_stride + line % p.M * p.c_stride + at % p.N;
@@ -57,7 +58,7 @@ inline cudaError_t add_slices(const Problem& p, const float* partials, int64_t s
   const int64_t blocks = ceil_div(p.batch * p.M * p.N, per_block);
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const auto kernel = vectors ? add_slices_kernel<4> : add_slices_kernel<1>;
-  return launch_behind(kernel, static_cast<unsigned>(blocks), 256, stream, p, partials, slices);
+  return launch_behind(kernel, {blocks, 256}, stream, p, partials, slices);
 }
 
 // C's place for the sums of one slice, or C itself if there is only one.

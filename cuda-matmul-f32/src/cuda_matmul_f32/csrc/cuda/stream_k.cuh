@@ -111,11 +111,12 @@ __global__ void __launch_bounds__(256)
     return *reinterpret_cast<const float4*>(partials + int64_t{slot} * kRows * kCols + at);
   };
   float4 sum = part(2 * first + 1);
-#pragma unroll 4
+#pragma unroll 8
   for (int block = first + 1; block <= last; ++block) {
     const float4 more = part(2 * block);
     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
   }
+  let_next_kernel_launch();
   const Origin tile = origin_of<kRows, kCols>(s, s.whole + left_over);
   const int64_t row = tile.row + at / kCols, col = tile.col + at % kCols;
   if (row >= p.M) return;

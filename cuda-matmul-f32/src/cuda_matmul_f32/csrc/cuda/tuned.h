@@ -17,9 +17,9 @@ struct Tuned {
 constexpr Tuned kTuned[] = {
     {90,
      "NVIDIA H100 80GB HBM3",
-     {{"async_pipeline", 2.28, 0.0008},
-      {"hopper", 0, 0.000541},
-      {"skinny", 8.77, 0.000521},
-      {"split_k", 2.26, 0.000505}}},
+     {{"async_pipeline", 1.97, 0.000783},
+      {"hopper", 0, 0.000549},
+      {"skinny", 8.21, 0.000545},
+      {"split_k", 1.85, 0.000512}}},
 };
 // clang-format on
