@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +58,15 @@ class Live:
         headers = {"content-type": "application/json"}
         return httpx.post(self.url + path, content=content, headers=headers, timeout=60)
 
+    def send(self, path: str, **body: Any) -> socket.socket:
+        """Send a request without waiting for its answer."""
+        content = json.dumps({"model": "dummy", **body}).encode()
+        host, port = self.url.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)), timeout=20)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        return connection
+
     def complete(self, prompt: Any, **body: Any) -> dict[str, Any]:
         response = self.post("/v1/completions", prompt=prompt, temperature=0, **body)
         assert response.status_code == 200, response.text
@@ -93,11 +103,11 @@ def running(
 ) -> Iterator[Live]:
     engine = Engine(loaded, EngineConfig(**config))
     app = create_app(engine, api_key=api_key)
-    socket = open_socket("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{socket.getsockname()[1]}"
+    listener = open_socket("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     ready = threading.Event()
     server = Server(app, drain_s=drain_s, on_ready=ready.set)
-    thread = threading.Thread(target=server.run, args=([socket],))
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
         assert ready.wait(20)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -12,16 +11,6 @@ import httpx
 import pytest
 
 LONG = 2000  # tokens: seconds of work, which leaving has to cut short
-
-
-def send(live: Any, path: str, **body: Any) -> socket.socket:
-    """Send a request without waiting for its answer."""
-    content = json.dumps({"model": "dummy", **body}).encode()
-    host, port = live.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=20)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-    return connection
 
 
 def check_work_was_cut_short(live: Any, requests: int = 1) -> None:
@@ -56,7 +45,7 @@ def reset(connection: socket.socket) -> None:
 def test_leaving_while_it_runs(
     live: Any, path: str, body: Any, stream: bool, leave: Callable[[socket.socket], None]
 ) -> None:
-    connection = send(live, path, **body, stream=stream, max_tokens=LONG - 40, ignore_eos=True)
+    connection = live.send(path, **body, stream=stream, max_tokens=LONG - 40, ignore_eos=True)
     begin = live.stats().output_tokens
     live.wait_until(lambda s: s.running and s.blocks_used and s.output_tokens > begin)
     if stream:
@@ -67,9 +56,9 @@ def test_leaving_while_it_runs(
 
 def test_leaving_while_it_waits_in_the_queue(start: Any) -> None:
     with start(scheduler="fifo") as live:
-        first = send(live, "/v1/completions", prompt="a", max_tokens=LONG, ignore_eos=True)
+        first = live.send("/v1/completions", prompt="a", max_tokens=LONG, ignore_eos=True)
         live.wait_until(lambda s: s.running == 1)
-        second = send(live, "/v1/completions", prompt="b", max_tokens=LONG, ignore_eos=True)
+        second = live.send("/v1/completions", prompt="b", max_tokens=LONG, ignore_eos=True)
         live.wait_until(lambda s: s.waiting == 1)
         second.close()
         live.wait_until(lambda s: s.waiting == 0, 5)
@@ -81,8 +70,7 @@ def test_leaving_while_it_waits_in_the_queue(start: Any) -> None:
 def test_leaving_does_not_disturb_others(live: Any) -> None:
     expected = live.complete("stay", max_tokens=200)["choices"]
     leavers = [
-        send(
-            live,
+        live.send(
             "/v1/completions",
             prompt=f"leave {i}",
             max_tokens=LONG - 40,
@@ -107,8 +95,8 @@ def test_leaving_does_not_disturb_others(live: Any) -> None:
 
 
 def test_a_client_that_does_not_read_holds_nobody_up(live: Any) -> None:
-    sleeper = send(
-        live, "/v1/completions", prompt="a", max_tokens=1000, stream=True, ignore_eos=True
+    sleeper = live.send(
+        "/v1/completions", prompt="a", max_tokens=1000, stream=True, ignore_eos=True
     )
     for _ in range(3):
         live.complete("b", max_tokens=20)
