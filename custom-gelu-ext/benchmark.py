@@ -617,7 +617,7 @@ def main() -> int:
         skip = no_room(dtype, n, device)
         for case, implementations in speed_cases(mode, dtype, n):
             here = [replace(each, skip=skip) for each in implementations]
-            # In a graph, where launching would count: also on a host that is busy while it is asked.
+            # In a graph, where launching would count: so that a busy host does not.
             graph = device.type == "cuda" and n < LARGE
             run.measure(case, here, device=device, budget_s=budget, graph=graph)
     for case, implementations in fused_cases(device, args.quick):
