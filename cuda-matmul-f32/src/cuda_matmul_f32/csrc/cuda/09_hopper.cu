@@ -188,12 +188,11 @@ double pack_cycles(const Problem& p, int processors) {
   return 6000.0 + 2.0 * packed_bytes(p) / (kBytesPerCycle * processors);
 }
 
-bool packs(const Problem& p, int processors) {
+bool packs(const Problem& p, const Plan& plan, int processors) {
   const Lines b = lines_of_b(p);
   int64_t blocks = 0;
   return p.K > 0 && (copy_for(b) != Copy::kVectors || overlaps(b, p.N, p.K)) &&
-         pack_blocks(p, &blocks) &&
-         pack_cycles(p, processors) < kCopiesOfB * plan_for(p, processors).cycles;
+         pack_blocks(p, &blocks) && pack_cycles(p, processors) < kCopiesOfB * plan.cycles;
 }
 
 // Of shapes alone (shape_cache.h): "auto" must not choose by whichever strides it met first.
@@ -206,7 +205,8 @@ double hopper_cycles(const Problem& p, int processors) {
 size_t hopper_workspace(const Problem& p) {
   if (!fits(p)) return 0;
   const int processors = processor_count();
-  return plan_for(p, processors).partials_bytes() + (packs(p, processors) ? packed_bytes(p) : 0);
+  const Plan plan = plan_for(p, processors);
+  return plan.partials_bytes() + (packs(p, plan, processors) ? packed_bytes(p) : 0);
 }
 
 template <class T, Copy kCopyA, Copy kCopyB>
@@ -237,7 +237,7 @@ cudaError_t launch_hopper(const Problem& problem, void* workspace, cudaStream_t 
   const int processors = processor_count();
   const Plan plan = plan_for(p, processors);
   float* partials = static_cast<float*>(workspace);
-  if (packs(p, processors)) {
+  if (packs(p, plan, processors)) {
     float* copy = partials + plan.partials_bytes() / sizeof(float);
     const cudaError_t error = pack_b(p, copy, stream);
     if (error != cudaSuccess) return error;

@@ -1,6 +1,5 @@
-// Hopper's bulk copies and barriers for rung 9, each a plain name for one PTX
-// instruction. What they mean in full: PTX ISA, sections on mbarrier, cp.async.bulk.tensor,
-// setmaxnreg and barrier.cluster.
+// Hopper's bulk copies and barriers for rung 9, each a plain name for one PTX instruction.
+// What they mean in full: PTX ISA, sections on mbarrier, cp.async.bulk.tensor and setmaxnreg.
 #pragma once
 
 #include <cuda.h>

@@ -39,16 +39,6 @@ constexpr double kStepCycles =
 template <class T>
 constexpr double kStoreCycles = T::kRows * T::kCols * 4 / kBytesPerCycle;
 
-template <class T>
-Schedule tiles_of(const Problem& p) {
-  Schedule s{};
-  s.tiles_m = static_cast<int>(ceil_div(p.M, T::kRows));
-  s.tiles_n = static_cast<int>(ceil_div(p.N, T::kCols));
-  s.tiles = static_cast<int>(p.batch * s.tiles_m * s.tiles_n);
-  s.steps = static_cast<int>(ceil_div(p.K, kDepth));
-  return s;
-}
-
 // How many blocks share out so many left-over tiles: all, which gives most blocks the end of one
 // tile and the beginning of the next. Or two or three to a tile, if that takes no step more. Not
 // four and more, though: 64x4096x4096, eight to a tile, took 3% longer than by uneven shares, whose
@@ -63,19 +53,25 @@ inline int sharers_of(int tiles, int steps, int processors) {
 // Tile after tile, and the last round shared out if that saves more steps than it costs.
 template <class T>
 Plan in_rounds(const Problem& p, int processors) {
-  Schedule s = tiles_of<T>(p);
-  const int rounds = s.tiles / processors, left = s.tiles % processors;
-  const int64_t left_steps = int64_t{left} * s.steps;
-  const int sharers = left_steps > 0 ? sharers_of(left, s.steps, processors) : 0;
-  const int64_t shared = left_steps > 0 ? ceil_div(left_steps, sharers) + kPartialsSteps : 0;
-  const bool share = left_steps > 0 && shared < s.steps;
-  s.whole = share ? rounds * processors : s.tiles;
-  s.sharers = share ? sharers : 0;
+  Schedule s{};
+  s.tiles_m = static_cast<int>(ceil_div(p.M, T::kRows));
+  s.tiles_n = static_cast<int>(ceil_div(p.N, T::kCols));
+  s.tiles = s.whole = static_cast<int>(p.batch * s.tiles_m * s.tiles_n);
+  s.steps = static_cast<int>(ceil_div(p.K, kDepth));
+  const int64_t rounds = ceil_div(s.tiles, processors);
+  double steps = 1.0 * rounds * s.steps;
+  const int left = s.tiles % processors;
+  if (left > 0 && s.steps > 0) {
+    const int sharers = sharers_of(left, s.steps, processors);
+    const int64_t shared = ceil_div(int64_t{left} * s.steps, sharers) + kPartialsSteps;
+    if (shared < s.steps) {
+      s.whole -= left;
+      s.sharers = sharers;
+      steps += shared - s.steps;
+    }
+  }
   s.blocks = std::max(s.sharers, std::min(s.tiles, processors));
-
-  const int64_t turns = ceil_div(s.whole, processors);
-  const double steps = 1.0 * turns * s.steps + (share ? shared : 0);
-  return {T::kTeams == 2, s, steps * kStepCycles<T> + (turns + share) * kStoreCycles<T>};
+  return {T::kTeams == 2, s, steps * kStepCycles<T> + rounds * kStoreCycles<T>};
 }
 
 inline Plan plan_for(const Problem& p, int processors) {
