@@ -46,17 +46,12 @@ def measure(
             _Measurement(case, contenders, device, budget_s, graph, eager, progress, seed).course()
     except torch.OutOfMemoryError as full:
         # The harness itself, which holds inputs and float64 copies beside what they become.
-        for each in contenders:
-            if each.status == "ok":
-                each.fail("failed", f"no memory to verify it: {one_line(full)}")
-        release_cached(device)
+        _fail_all(contenders, f"no memory to verify it: {one_line(full)}")
     except Exception as crash:
         if device.type == "cpu" or not is_lost():
             raise
         # The cases before this one are worth a record, so the run goes on to its end.
-        for each in contenders:
-            if each.status == "ok":
-                each.fail("failed", f"an earlier crash took the GPU with it: {one_line(crash)}")
+        _fail_all(contenders, f"an earlier crash took the GPU with it: {one_line(crash)}")
     return derive(
         CaseRecord(
             name=case.name,
@@ -71,6 +66,12 @@ def measure(
             seed=seed,
         )
     )
+
+
+def _fail_all(contenders: list[Contender], reason: str) -> None:
+    for each in contenders:
+        if each.status == "ok":
+            each.fail("failed", reason)
 
 
 class _Measurement:
