@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from . import format
 from .record import CaseRecord, Measurement, Record
 
+MOST_NAMED = 8
 NUMBERS = ("median", "quartiles", "min", "rate", "share", "ratio", "spread", "error", "samples")
 FIELDS = (*NUMBERS, "status")
 AGAINST = "vs:"  # "vs:NAME" is a column, too: how many times better than the implementation NAME
@@ -119,13 +121,21 @@ def choose(
         there = unique(entry.label(dimension) for entry in entries)
         for glob in pattern.split("|"):
             if not any(_matches(name, glob) for name in there):
-                raise MarkerError(f"no {dimension} matches {glob!r}; there are {there}")
+                raise MarkerError(f"no {dimension} matches {glob!r}; {_nearest(glob, there)}")
         entries = [
             entry
             for entry in entries
             if any(_matches(entry.label(dimension), glob) for glob in pattern.split("|"))
         ]
     return entries
+
+
+def _nearest(glob: str, there: list[str]) -> str:
+    """Say what there is: all of it, or of many names those that are most like the pattern."""
+    if len(there) <= MOST_NAMED:
+        return f"there are {there}"
+    near = get_close_matches(glob.replace("*", ""), there, MOST_NAMED, cutoff=0.0)
+    return f"of {len(there)}, the most alike are {near}"
 
 
 def unique(names: Iterable[str]) -> list[str]:

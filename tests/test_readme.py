@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from infra_bench import selection
 from infra_bench.__main__ import main
 from infra_bench.load import load
 
@@ -175,6 +176,15 @@ def test_a_marker_that_asks_for_nonsense(
         assert "README.md" in said
         assert "line 3" in said or ":3:" in said
         assert readme.read_text() == text
+
+
+def test_of_many_cases_the_most_alike_are_named(
+    readme: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "MOST_NAMED", 1)
+    readme.write_text(f"<!-- bench:table {RECORD} cases=*65 -->\n{END}\n")
+    assert main(["readme", "--check", str(readme)]) == 1
+    assert "no case matches '*65'; of 2, the most alike are ['64']" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
