@@ -30,6 +30,7 @@ def test_each_rank_prints_its_lines_and_the_record_agrees(launch, tmp_path):
     file = tmp_path / "new folder" / "run.json"
     done = launch("fsdp.py", *SMALL, "--log-every", "3", "--json", str(file), ranks=2)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     assert re.findall(r"^\[rank (\d)\] .*pid", done.stdout, re.M) == ["0", "1"]
     assert "trains on rows 0 to 1" in done.stdout
     assert "trains on rows 2 to 3" in done.stdout

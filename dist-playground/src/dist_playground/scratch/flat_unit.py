@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dist_playground.grid import Axis
 from dist_playground.scratch.bucket import layout, padded
 from dist_playground.scratch.copy_engines import Arena, Done
+from dist_playground.scratch.single_tensor import all_gather
 
 __all__ = ["Slot", "Slots", "Unit"]
 
@@ -37,8 +38,7 @@ class Slot:
             mine.copy_(shard)
         if axis.group is None:
             return None
-        work: dist.Work = dist.all_gather_into_tensor(into, mine, group=axis.group, async_op=True)
-        return work
+        return all_gather(into, mine, axis.group)
 
 
 class Slots:

@@ -24,6 +24,7 @@ from dist_playground.layout import Piece, Placement, run_pieces
 from dist_playground.model import GPT
 from dist_playground.scratch.bucket import Bucket, layout, matrices, padded
 from dist_playground.scratch.flat_unit import Slots, Unit
+from dist_playground.scratch.single_tensor import reduce_scatter
 from dist_playground.scratch.token_exchange import Later
 from dist_playground.scratch.vocabulary import VocabularyEmbedding
 from dist_playground.strategy import MicroBatch, Parallel
@@ -157,7 +158,7 @@ class FSDP(Parallel):
         work, mine = None, buffer
         if self.axis.group is not None:
             mine = torch.empty_like(unit.shard)
-            work = dist.reduce_scatter_tensor(mine, buffer, group=self.axis.group, async_op=True)
+            work = reduce_scatter(mine, buffer, self.axis.group)
         self._sending.append((work, unit, buffer, mine))
         bucket.drop()
         bucket.reset()

@@ -18,6 +18,7 @@ from torch import Tensor
 from dist_playground.grid import Axis
 from dist_playground.scratch.operator import known, number_of, operator
 from dist_playground.scratch.peer_memory import PeerMemory
+from dist_playground.scratch.single_tensor import all_gather, reduce_scatter
 
 __all__ = ["Exchange", "Later", "gather_tokens", "scatter_tokens", "sum_gradient"]
 
@@ -50,24 +51,17 @@ class Exchange:
     def all_gather(self, x_nD: Tensor) -> Tensor:
         """[n, D] of every rank together: [N, D]."""
         x_ND = x_nD.new_empty(x_nD.shape[0] * self.axis.size, *x_nD.shape[1:])
-        work = dist.all_gather_into_tensor(
-            x_ND, x_nD.contiguous(), group=self.axis.group, async_op=True
-        )
-        return self._arrived(x_ND, work)
+        return self._arrived(x_ND, all_gather(x_ND, x_nD.contiguous(), self.axis.group))
 
     def reduce_scatter(self, x_ND: Tensor) -> Tensor:
         """The sum of every rank's [N, D], of which this one gets its [n, D]."""
         x_nD = x_ND.new_empty(x_ND.shape[0] // self.axis.size, *x_ND.shape[1:])
-        work = dist.reduce_scatter_tensor(
-            x_nD, x_ND.contiguous(), group=self.axis.group, async_op=True
-        )
-        return self._arrived(x_nD, work)
+        return self._arrived(x_nD, reduce_scatter(x_nD, x_ND.contiguous(), self.axis.group))
 
-    def _arrived(self, tensor: Tensor, work: dist.Work | None) -> Tensor:
+    def _arrived(self, tensor: Tensor, work: dist.Work) -> Tensor:
         if self.later:
             self.later.popleft()()
-        if work is not None:
-            work.wait()
+        work.wait()
         return tensor
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dist_playground.layout import Piece, run_pieces
 from dist_playground.scratch.copy_engines import Done
 from dist_playground.scratch.ddp import DDP, FlatBucket
+from dist_playground.scratch.single_tensor import all_gather, reduce_scatter
 
 __all__ = ["ZeRO1"]
 
@@ -32,10 +33,7 @@ class ZeRO1(DDP):
     def _reduce(self, bucket: FlatBucket, group: dist.ProcessGroup) -> dist.Work | Done:
         if self._arena is not None:
             return self._arena.reduce_scatter(bucket.begin, bucket.begin + bucket.numel)
-        mine = self._shard(bucket.flat_gradient)
-        work = dist.reduce_scatter_tensor(mine, bucket.flat_gradient, group=group, async_op=True)
-        assert work is not None
-        return work  # type: ignore[no-any-return]
+        return reduce_scatter(self._shard(bucket.flat_gradient), bucket.flat_gradient, group)
 
     def parameters(self) -> list[nn.Parameter]:
         """This rank's part of each bucket, flat."""
@@ -75,13 +73,8 @@ class ZeRO1(DDP):
                 if bucket.flat_copy is not bucket.flat_master:
                     mine.copy_(self._shard(bucket.flat_master))
                 if self.axis.group is not None:
-                    works.append(
-                        dist.all_gather_into_tensor(
-                            bucket.flat_copy, mine, group=self.axis.group, async_op=True
-                        )
-                    )
+                    works.append(all_gather(bucket.flat_copy, mine, self.axis.group))
         for work in works:
-            assert work is not None
             work.wait()
 
     def pieces(self) -> list[Piece]:
