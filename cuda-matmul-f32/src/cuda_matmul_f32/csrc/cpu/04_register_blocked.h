@@ -15,9 +15,9 @@
 #include "problem.h"
 
 // Block sizes, by the cache that a block has to stay in while it is reused.
-constexpr int64_t kBlockK = 256;         // a panel of B, kBlockK x kCols: 32 KiB at most, L1 or L2
-constexpr int64_t kBlockM = kRows * 16;  // a block of A, kBlockM x kBlockK: 192 KiB at most, L2
-constexpr int64_t kBlockN = kCols * 64;  // a block of B, kBlockK x kBlockN: 2 MiB at most, L3
+constexpr int64_t kBlockK = 256;          // a panel of A, kRows x kBlockK: 14 KiB at most, L1
+constexpr int64_t kBlockN = kCols * 16;   // a block of B, kBlockK x kBlockN: 512 KiB at most, L2
+constexpr int64_t kBlockM = kRows * 256;  // a block of A, kBlockM x kBlockK: 3.5 MiB at most, L3
 
 inline int64_t round_up(int64_t a, int64_t b) {
   return ceil_div(a, b) * b;
@@ -39,12 +39,12 @@ inline void pack_b(const Problem& p, int64_t k, int64_t depth, int64_t col, int6
                     packed + first * depth);
 }
 
-// C[rows, cols] (+)= packed A x packed B. A panel of B is the one that stays in L1: it is used for
-// all rows before the next one.
+// C[rows, cols] (+)= packed A x packed B. A panel of A is the one that stays in L1, while all
+// panels of B pass by from L2.
 inline void multiply_packed(const float* a, const float* b, int64_t depth, float* c,
                             int64_t c_stride, int64_t rows, int64_t cols, bool accumulate) {
-  for (int64_t j = 0; j < cols; j += kCols) {
-    for (int64_t i = 0; i < rows; i += kRows) {
+  for (int64_t i = 0; i < rows; i += kRows) {
+    for (int64_t j = 0; j < cols; j += kCols) {
       micro_kernel(a + i * depth, b + j * depth, depth, c + i * c_stride + j, c_stride, rows - i,
                    cols - j, accumulate);
     }
@@ -58,14 +58,14 @@ inline void register_blocked(const Problem& p) {
   float* a = a_scratch.at_least(round_up(std::min(kBlockM, p.M), kRows) * depth_max);
   float* b = b_scratch.at_least(round_up(std::min(kBlockN, p.N), kCols) * depth_max);
 
-  for (int64_t j = 0; j < p.N; j += kBlockN) {
-    const int64_t cols = std::min(kBlockN, p.N - j);
+  for (int64_t i = 0; i < p.M; i += kBlockM) {
+    const int64_t rows = std::min(kBlockM, p.M - i);
     for (int64_t k = 0; k < p.K; k += kBlockK) {
       const int64_t depth = std::min(kBlockK, p.K - k);
-      for (int64_t x = 0; x < ceil_div(cols, kCols); ++x) pack_b(p, k, depth, j, cols, x, b);
-      for (int64_t i = 0; i < p.M; i += kBlockM) {
-        const int64_t rows = std::min(kBlockM, p.M - i);
-        for (int64_t x = 0; x < ceil_div(rows, kRows); ++x) pack_a(p, i, rows, k, depth, x, a);
+      for (int64_t x = 0; x < ceil_div(rows, kRows); ++x) pack_a(p, i, rows, k, depth, x, a);
+      for (int64_t j = 0; j < p.N; j += kBlockN) {
+        const int64_t cols = std::min(kBlockN, p.N - j);
+        for (int64_t x = 0; x < ceil_div(cols, kCols); ++x) pack_b(p, k, depth, j, cols, x, b);
         multiply_packed(a, b, depth, p.c + i * p.c_stride + j, p.c_stride, rows, cols, k > 0);
       }
     }

@@ -44,10 +44,13 @@ void pack_panel(const float* from, int64_t line_stride, int64_t depth_stride, in
     }
     return;
   }
-  // Read along each line: for the usual layout, a row of A, that is the contiguous direction, and
-  // the scattered writes stay within one panel, which fits in L1.
-  for (int64_t i = 0; i < lines; ++i) {
-    const float* line = from + i * line_stride;
-    for (int64_t k = 0; k < depth; ++k) to[k * kWidth + i] = line[k * depth_stride];
+  // All lines at once, in step: the writes are one stream, and the lines that are read are as many
+  // streams, which the processor fetches ahead of; line by line it would wait for memory.
+  for (int64_t k = 0; k < depth; ++k, to += kWidth, from += depth_stride) {
+    if (lines == kWidth) {
+      for (int i = 0; i < kWidth; ++i) to[i] = from[i * line_stride];
+    } else {
+      for (int64_t i = 0; i < lines; ++i) to[i] = from[i * line_stride];
+    }
   }
 }
