@@ -55,6 +55,68 @@ def test_shapes(device, dtype, shape):
     check(randn(*shape, dtype=dtype, device=device), "none")
 
 
+EMPTY = {
+    "no rows": lambda x: x[:0, :, ::2],
+    "no rows, one element many times": lambda x: x[0, 0, 0].expand(0, 3, 4),
+    "no row in the middle": lambda x: x[:, :0, 1::3],
+    "no columns": lambda x: x[::2, 1:, 8:],
+    "nothing": lambda x: x[:0, :0, :0],
+}
+
+
+@pytest.mark.parametrize("layout", EMPTY)
+def test_empty_tensors_of_odd_strides(device, dtype, layout):
+    ops = torch.ops.custom_gelu_ext
+    x = EMPTY[layout](randn(3, 6, 8, dtype=dtype, device=device))
+    bias = randn(2 * x.shape[-1], dtype=dtype, device=device)[::2]
+    for call, *inputs in (
+        (ops.gelu, x),
+        (ops.gelu_backward, x, x),
+        (ops.gelu_double_backward, x, x, x),
+        (ops.bias_gelu, x, bias),
+        (ops.geglu, x, x),
+        (ops.geglu_backward, x, x, x),
+        (ops.gelu_8bit, x),
+        (ops.gelu_1bit, x),
+    ):
+        results = call(*inputs)
+        first, *_ = results if isinstance(results, tuple) else (results,)
+        assert first.shape == x.shape
+    for grad in (x, torch.ones_like(x), torch.ones((), dtype=dtype, device=device).expand(x.shape)):
+        to_x, to_bias = ops.bias_gelu_backward(grad, x, bias)
+        assert to_x.shape == x.shape
+        assert torch.equal(to_bias, torch.zeros_like(bias))
+    ops.gelu_(x)
+    assert ops.gelu_8bit_backward(x, ops.gelu_8bit(x)[1]).shape == x.shape
+    assert ops.gelu_1bit_backward(x, *ops.gelu_1bit(x)).shape == x.shape
+
+
+def test_gradients_of_an_empty_batch(device):
+    x = torch.randn(0, 4, device=device, requires_grad=True)
+    bias = torch.randn(4, device=device, requires_grad=True)
+    bias_gelu(x, bias).sum().backward()  # the sum's gradient has strides of 0
+    assert x.grad.shape == (0, 4)
+    assert torch.equal(bias.grad, torch.zeros(4, device=device))
+
+
+ONE_WIDE = {  # the stride of a dimension of size 1 is whatever it was cut from
+    "last token": lambda x: x[:, -1:],
+    "one pixel": lambda x: x.view(2, 12, 1, 1).as_strided((2, 12, 1, 1), (12, 1, 12, 12)),
+}
+
+
+@pytest.mark.parametrize("layout", ONE_WIDE)
+def test_the_stride_of_a_single_element_makes_no_copy(device, layout):
+    x = ONE_WIDE[layout](randn(1, 2, 12, dtype=torch.float32, device=device))
+    assert x.stride() != x.clone(memory_format=torch.contiguous_format).stride()
+    check(x, "none")
+    grad = torch.ones(x.shape, device=device)
+    with torch.profiler.profile() as profile:
+        gelu(x)
+        torch.ops.custom_gelu_ext.gelu_backward(grad, x, "none")
+    assert not [event for event in profile.events() if "copy" in event.name]
+
+
 LAYOUTS = {
     "transposed": lambda x: x.transpose(1, 3),
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),

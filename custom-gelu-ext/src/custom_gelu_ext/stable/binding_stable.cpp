@@ -73,7 +73,9 @@ void check_bias(const Tensor& x, const Tensor& bias) {
 // Like x, which may be transposed or channels-last; others are copied into that layout.
 Tensor in_layout_of(const Tensor& tensor, const Tensor& out) {
   bool same = true;
-  for (int64_t d = 0; d < out.dim(); ++d) same = same && tensor.stride(d) == out.stride(d);
+  for (int64_t d = 0; d < out.dim(); ++d) {
+    same = same && (out.size(d) == 1 || tensor.stride(d) == out.stride(d));
+  }
   if (same) return tensor;
   Tensor copy = torch::stable::empty_like(out);
   return torch::stable::copy_(copy, tensor);

@@ -78,6 +78,7 @@ struct Rows {
 inline std::optional<Rows> rows_of(const at::Tensor& tensor) {
   Rows rows;
   if (tensor.dim() == 0) return rows;
+  if (tensor.numel() == 0) return Rows{0, tensor.size(-1), 0};  // whatever its strides
   rows.width = tensor.size(-1);
   if (tensor.stride(-1) != 1 && rows.width > 1) return std::nullopt;
   for (int64_t d = tensor.dim() - 2; d >= 0; --d) {
@@ -94,7 +95,10 @@ inline std::optional<Rows> rows_of(const at::Tensor& tensor) {
 // agree: one without gaps or overlaps is a single row of numel elements, whatever its strides
 // (contiguous, channels-last, transposed).
 inline at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& out) {
-  if (tensor.strides() == out.strides() && tensor.is_non_overlapping_and_dense()) return tensor;
+  const at::IntArrayRef sizes = out.sizes(), one = tensor.strides(), other = out.strides();
+  bool same = true;
+  for (size_t d = 0; d < sizes.size(); ++d) same &= sizes[d] == 1 || one[d] == other[d];
+  if (same) return tensor;
   at::Tensor copy = at::empty_like(out);
   copy.copy_(tensor);
   return copy;

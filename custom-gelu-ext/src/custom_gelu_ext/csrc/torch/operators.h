@@ -179,13 +179,13 @@ struct Operators {
     return out;
   }
 
-  // empty_like(x), where x is contiguous without the way through the dispatcher, which costs a
-  // small tensor more than the memory does.
+  // empty_like(x), where x has no gaps without the way through the dispatcher, which costs a small
+  // tensor more than the memory does.
   static Tensor like(const Tensor& x) {
-    if (!x.is_contiguous()) return at::empty_like(x);
-    return at::detail::empty_generic(x.sizes(), c10::GetAllocator(x.device().type()),
-                                     c10::DispatchKeySet(Backend::kKey), x.scalar_type(),
-                                     std::nullopt);
+    if (!x.is_non_overlapping_and_dense()) return at::empty_like(x);
+    return at::detail::empty_strided_generic(x.sizes(), x.strides(),
+                                             c10::GetAllocator(x.device().type()),
+                                             c10::DispatchKeySet(Backend::kKey), x.scalar_type());
   }
   static Tensor with_rows(const Tensor& x) { return rows_of(x) ? x : x.contiguous(); }
 };
