@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 
 import pytest
 import torch
@@ -133,6 +135,19 @@ def test_codes_of_inputs_far_out(device, approximate):
     y, code = OPS.gelu_1bit(x, approximate)
     got = OPS.gelu_1bit_backward(one, y, code, approximate)
     assert got.tolist() == pytest.approx([1.0, 0.0, 1.0, 0.0, 0.5], abs=1e-3)
+
+
+@needs_extension
+def test_8_bits_have_a_code_for_nan(device, dtype, approximate):
+    numbers = torch.linspace(-40, 40, 100_001, dtype=torch.float64).to(device, dtype)
+    assert OPS.gelu_8bit(numbers, approximate)[1].max() == 254
+    nan = torch.tensor([math.nan, -math.nan] * 20, dtype=dtype, device=device)
+    nan[2:4] = torch.tensor([0x7F80_0001, 0x7FFF_FF00]).int().view(torch.float32).to(dtype)
+    code = OPS.gelu_8bit(nan, approximate)[1]
+    assert code.eq(255).all()
+    assert OPS.gelu_8bit_backward(torch.ones_like(nan), code).isnan().all()
+    y, code = OPS.gelu_1bit(nan, approximate)
+    assert OPS.gelu_1bit_backward(torch.ones_like(nan), y, code, approximate).isnan().all()
 
 
 @needs_extension

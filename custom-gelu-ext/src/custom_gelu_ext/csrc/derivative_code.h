@@ -1,7 +1,8 @@
 // gelu'(x) in 8 bits or 1 bit instead of x: what backward needs, in less memory.
 //
 // Eight bits hold the derivative itself, which lies between -0.13 and 1.13, in steps of 1/202, so
-// that 0 and 1 (where most large inputs are) are exact.
+// that 0 and 1 (where most large inputs are) are exact. That takes the codes from 0 to 254; 255 is
+// a NaN's.
 //
 // One bit is enough beside the result, which the next layer keeps anyway: gelu falls to its minimum
 // and then rises, so on either side of it the result determines x and the derivative; the bit tells
@@ -16,19 +17,26 @@
 
 namespace custom_gelu {
 
-constexpr int kZeroCode = 26;
+constexpr int kZeroCode = 26, kNanCode = 255;
 constexpr float kCodesPerUnit = 202.0f;
 
 // Written so that the CPU's loop has no branch: adding 1.5 * 2^23 rounds.
 GELU_FN uint8_t eight_bits(float derivative) {
   const float code = derivative * kCodesPerUnit + (Bits<float>::kRound + float(kZeroCode));
-  return uint8_t(bit_cast<uint32_t>(code));
+  const uint32_t bits = bit_cast<uint32_t>(code);
+#ifdef __CUDA_ARCH__
+  return uint8_t(bits);  // a NaN that a GPU computes is 0x7fffffff: it ends in kNanCode as it is
+#else
+  const bool nan = (bits & ~Bits<float>::kSign) > Bits<float>::kInfinity;
+  return uint8_t(nan ? kNanCode : bits);
+#endif
 }
 GELU_FN uint8_t eight_bits(double derivative) {
   return eight_bits(float(derivative));
 }
 GELU_FN float from_eight_bits(uint8_t code) {
-  return float(int(code) - kZeroCode) * (1.0f / kCodesPerUnit);
+  const float derivative = float(int(code) - kZeroCode) * (1.0f / kCodesPerUnit);
+  return bit_cast<float>(bit_cast<uint32_t>(derivative) | (code == kNanCode ? 0x7fc00000u : 0u));
 }
 
 // Where gelu is least, and its value there.
