@@ -280,13 +280,43 @@ def test_in_place_is_refused_where_it_is_illegal(device):
         product.sum().backward()
 
 
+def test_in_place_under_inference_mode_is_noticed_in_backward(device):
+    leaf = randn(3, device=device).requires_grad_()
+    source = leaf * 1
+    y = source * source.detach()
+    with torch.inference_mode():
+        gelu_(source.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_in_place_on_a_tensor_of_inference_mode(device):
+    with torch.inference_mode():
+        x = randn(3, device=device)
+        before = x.clone()
+        gelu_(x)
+        assert torch.equal(x, gelu(before))
+    written = x.clone()
+    with pytest.raises(RuntimeError, match=r"made in inference_mode.*x\.clone\(\) first"):
+        gelu_(x)
+    assert torch.equal(x, written)
+
+
+def test_second_derivatives_without_columns(device):
+    x = randn(3, 0, device=device).requires_grad_()
+    bias = randn(0, device=device).requires_grad_()
+    grads = torch.autograd.grad(bias_gelu(x, bias).sum(), (x, bias), create_graph=True)
+    again = torch.autograd.grad(sum(g.sum() for g in grads), (x, bias))
+    assert [g.shape for g in again] == [(3, 0), (0,)]
+
+
 def test_what_does_not_fit_is_refused(device):
     x, bias = randn(3, 4, device=device), randn(4, device=device)
     with pytest.raises(ValueError, match=r"\[3\] must be \[C\].*x's shape is \[3, 4\]"):
         bias_gelu(x, bias[:3])
     with pytest.raises(ValueError, match=r"must be \[C\]"):
         bias_gelu(x[0, 0], bias)
-    with pytest.raises(TypeError, match="dtype Float must be x's, Double"):
+    with pytest.raises(TypeError, match=r"dtype torch\.float32 must be x's, torch\.float64"):
         bias_gelu(x, bias.float())
     with pytest.raises(ValueError, match=r"\[4\] must be gate's, \[3, 4\]"):
         geglu(x, bias)

@@ -154,7 +154,7 @@ def test_8_bits_have_a_code_for_nan(device, dtype, approximate):
 def test_codes_that_do_not_fit_are_refused(device):
     x = torch.randn(9, device=device)
     y, code = OPS.gelu_1bit(x)
-    with pytest.raises(ValueError, match=r"uint8 \[9\] on grad's device.*got Byte\[2\]"):
+    with pytest.raises(ValueError, match=r"uint8 \[9\] on grad's device.*got torch\.uint8 \[2\]"):
         OPS.gelu_8bit_backward(x, code)
     with pytest.raises(ValueError, match=r"\[8\] must be value's, \[9\]"):
         OPS.gelu_1bit_backward(x[1:], y, code)
@@ -210,6 +210,23 @@ def test_replace_gelu():
     assert not model[1].training
     assert replace_gelu(model) == 0
     assert replace_gelu(nn.GELU()) == 0
+
+
+def test_replace_gelu_where_one_module_stands_in_several_places():
+    shared = nn.GELU()
+    model = nn.Sequential(nn.Linear(4, 4), shared, nn.Linear(4, 4), shared)
+    assert replace_gelu(model) == 2
+    assert isinstance(model[1], GELU)
+    assert model[3] is model[1]
+
+
+@pytest.mark.parametrize("name", ["gelu", "mlp"])
+def test_a_model_can_be_traced_by_fx(name):
+    model = nn.Sequential(nn.Linear(4, 4), GELU()) if name == "gelu" else MLP(4, 8)
+    traced = torch.fx.symbolic_trace(model)
+    assert name in {node.name for node in traced.graph.nodes if node.op == "call_function"}
+    x = torch.randn(3, 4)
+    assert torch.equal(traced(x), model(x))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])

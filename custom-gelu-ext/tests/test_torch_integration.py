@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
-from custom_gelu_ext import GELU, bias_gelu, build_info, geglu, gelu
+from custom_gelu_ext import GELU, bias_gelu, build_info, geglu, gelu, gelu_, mlp
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 pytestmark = pytest.mark.skipif(build_info.module is None, reason=build_info.missing)
 
@@ -193,6 +195,44 @@ def test_work_goes_to_the_current_stream():
 
 class Labelled(torch.Tensor):
     """A subclass, whose __torch_function__ has to see the call."""
+
+    seen: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.seen.append(function.__name__)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_a_subclass_sees_the_call():
+    x, weight = torch.randn(3, 4).as_subclass(Labelled), torch.randn(4, 4)
+    for function, arguments in (
+        (gelu, (x,)),
+        (gelu_, (x.clone(),)),
+        (bias_gelu, (x, torch.ones(4))),
+        (bias_gelu, (torch.ones(3, 4), x[0])),
+        (geglu, (torch.ones(3, 4), x)),
+        (mlp, (x, weight, None, weight, None)),
+    ):
+        Labelled.seen.clear()
+        assert type(function(*arguments)) is Labelled
+        assert Labelled.seen == [function.__name__]
+    slope = torch.func.grad(lambda x: gelu(x).sum())(x)
+    torch.testing.assert_close(
+        slope.as_subclass(Tensor), torch.ops.custom_gelu_ext.gelu_backward(torch.ones(3, 4), x)
+    )
+
+
+def test_a_mode_sees_the_call():
+    class Names(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    with Names():
+        gelu(torch.ones(3))
+    assert "gelu" in seen
 
 
 @pytest.mark.skipif(not hasattr(build_info.module, "gelu"), reason="the stable build has none")

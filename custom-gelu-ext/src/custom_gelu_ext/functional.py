@@ -7,8 +7,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import (
+    handle_torch_function,
+    has_torch_function_unary,
+    has_torch_function_variadic,
+)
 
 from custom_gelu_ext import transforms
+from custom_gelu_ext.checks import check_alike, check_approximate, check_bias, check_tensor
 from custom_gelu_ext.extension import build_info, has_kernel
 from custom_gelu_ext.operators import ops
 
@@ -16,8 +22,6 @@ from custom_gelu_ext.operators import ops
 _gelu_if_ordinary: Callable[[Tensor, str], Tensor | None]
 _gelu_if_ordinary = getattr(build_info.module, "gelu", lambda x, approximate: None)
 _is_compiling = torch.compiler.is_compiling  # each lookup costs a small GELU a percent of its time
-
-DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
@@ -42,7 +46,10 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """
     if not _is_compiling() and (y := _gelu_if_ordinary(x, approximate)) is not None:
         return y
-    check("gelu", "x", x, approximate)
+    if has_torch_function_unary(x):
+        return handle_torch_function(gelu, (x,), x, approximate)
+    check_tensor("gelu", "x", x)
+    check_approximate(approximate)
     if not has_kernel(x):
         return F.gelu(x, approximate=approximate)
     return transforms.gelu(x, approximate)
@@ -57,7 +64,10 @@ def gelu_(x: Tensor, approximate: str = "none") -> Tensor:
         RuntimeError: ``x`` requires a gradient: backward needs what would be overwritten. Or a
             transform of ``torch.func`` is active.
     """
-    check("gelu_", "x", x, approximate)
+    if has_torch_function_unary(x):
+        return handle_torch_function(gelu_, (x,), x, approximate)
+    check_tensor("gelu_", "x", x)
+    check_approximate(approximate)
     if not has_kernel(x):
         return torch.ops.aten.gelu_(x, approximate=approximate)  # type: ignore[no-any-return]
     if transforms.transformed():
@@ -71,7 +81,7 @@ def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
 
     The sum is not rounded to the dtype before GELU, so that 16-bit results are more accurate than
     those of two steps. The bias's gradient is summed in float32 (float64 for float64) and always in
-    the same order: the same input gives the same bits.
+    the same order: the same input, as well aligned, gives the same bits.
 
     Args:
         x: [..., C]; float32, float64, float16 or bfloat16. Read in place if its last dimension is
@@ -84,14 +94,17 @@ def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
 
     Raises:
         TypeError: an argument is no tensor, sparse, or of another dtype.
-        ValueError: the shapes do not fit, or ``approximate`` is unknown.
+        ValueError: the shapes or devices do not fit, or ``approximate`` is unknown.
     """
-    check("bias_gelu", "x", x, approximate)
-    check("bias_gelu", "bias", bias, approximate)
-    if bias.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
+    if has_torch_function_variadic(x, bias):
+        return handle_torch_function(bias_gelu, (x, bias), x, bias, approximate)
+    check_tensor("bias_gelu", "x", x)
+    check_tensor("bias_gelu", "bias", bias)
+    check_approximate(approximate)
+    if bias.dtype != x.dtype and autocast_dtype(x):
         bias = bias.to(x.dtype)
     if not has_kernel(x) or transforms.transformed():
-        _check_bias(x, bias)
+        check_bias(x, bias)
         return gelu(x + bias, approximate)
     return ops.bias_gelu.default(x, bias, approximate)  # type: ignore[no-any-return]
 
@@ -109,57 +122,26 @@ def geglu(gate: Tensor, value: Tensor, approximate: str = "none") -> Tensor:
 
     Raises:
         TypeError: an argument is no tensor, sparse, or of another dtype.
-        ValueError: the shapes differ, or ``approximate`` is unknown.
+        ValueError: the shapes or devices differ, or ``approximate`` is unknown.
 
     Source: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202.
     """
-    check("geglu", "gate", gate, approximate)
-    check("geglu", "value", value, approximate)
-    if gate.dtype != value.dtype and torch.is_autocast_enabled(gate.device.type):
+    if has_torch_function_variadic(gate, value):
+        return handle_torch_function(geglu, (gate, value), gate, value, approximate)
+    check_tensor("geglu", "gate", gate)
+    check_tensor("geglu", "value", value)
+    check_approximate(approximate)
+    if gate.dtype != value.dtype and autocast_dtype(gate):
         wide = torch.promote_types(gate.dtype, value.dtype)
         gate, value = gate.to(wide), value.to(wide)
     if not has_kernel(gate) or transforms.transformed():
-        _check_alike(gate, value)
+        check_alike("geglu: value", value, "gate", gate)
         return gelu(gate, approximate) * value
     return ops.geglu.default(gate, value, approximate)  # type: ignore[no-any-return]
 
 
-def check(function: str, name: str, x: Tensor, approximate: str) -> None:
-    """Raise TypeError or ValueError unless the kernels can take ``x`` and ``approximate``."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.dtype not in DTYPES:
-        raise TypeError(
-            f"{function}: {name}'s dtype must be float32, float64, float16 or bfloat16, "
-            f"got {x.dtype}; convert first: {name}.float()"
-        )
-    if x.layout != torch.strided:
-        raise TypeError(
-            f"{function}: {name} must be dense, got {x.layout}; convert first: {name}.to_dense()"
-        )
-    check_approximate(approximate)
-
-
-def check_approximate(approximate: str) -> None:
-    """Raise ValueError unless ``approximate`` names one of the two formulas."""
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-
-
-def _check_bias(x: Tensor, bias: Tensor) -> None:
-    if x.dim() < 1 or bias.shape != x.shape[-1:]:
-        raise ValueError(
-            f"bias_gelu: bias's shape {list(bias.shape)} must be [C] where x's last dimension is "
-            f"C; x's shape is {list(x.shape)}"
-        )
-    if bias.dtype != x.dtype:
-        raise TypeError(f"bias_gelu: bias's dtype {bias.dtype} must be x's, {x.dtype}")
-
-
-def _check_alike(gate: Tensor, value: Tensor) -> None:
-    if gate.shape != value.shape:
-        raise ValueError(
-            f"geglu: value's shape {list(value.shape)} must be gate's, {list(gate.shape)}"
-        )
-    if gate.dtype != value.dtype:
-        raise TypeError(f"geglu: value's dtype {value.dtype} must be gate's, {gate.dtype}")
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return what autocast, where it is on for ``x``'s device, converts to; else None."""
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return None  # of the meta device autocast knows nothing, and says so by an error
+    return torch.get_autocast_dtype(x.device.type)

@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function
 
 from custom_gelu_ext import functional, transforms
+from custom_gelu_ext.checks import check_approximate, check_tensor
 from custom_gelu_ext.extension import has_kernel
 from custom_gelu_ext.operators import ops
 
@@ -55,7 +57,11 @@ def mlp(
         TypeError: a dtype that GELU has no kernel for.
         ValueError: ``save`` or ``approximate`` is unknown.
     """
-    functional.check("mlp", "x", x, approximate)
+    tensors = (x, weight1, bias1, weight2, bias2)
+    if has_torch_function(tensors):
+        return handle_torch_function(mlp, tensors, *tensors, approximate, save)
+    check_tensor("mlp", "x", x)
+    check_approximate(approximate)
     check_save(save)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from custom_gelu_ext.functional import check_approximate, gelu
+from custom_gelu_ext.checks import check_approximate
+from custom_gelu_ext.functional import gelu
 from custom_gelu_ext.mlp import check_save, mlp
 
 
@@ -67,23 +68,24 @@ class MLP(nn.Module):
 
 
 def replace_gelu(model: nn.Module) -> int:
-    """Put our ``GELU`` in the place of every GELU module in ``model``; return how many.
+    """Put our ``GELU`` in every place of ``model`` where a GELU module is; return how many.
 
     Recognised are ``torch.nn.GELU`` and the activation modules of transformers that compute the
     same two functions (``GELUActivation``, ``NewGELUActivation``, ``GELUTanh`` and
     three more), by name, so that transformers need not be installed. Not recognised are
     calls of ``F.gelu`` in a model's own forward, ``quick_gelu`` (another function), and a ``model``
     that itself is a GELU: there is nothing to put the new one into. Parameters, hooks on other
-    modules and the training mode stay.
+    modules and the training mode stay, and a module in several places is one afterwards too.
     """
     swapped = 0
+    ours: dict[nn.Module, GELU] = {}
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children() leaves repeats out
             approximate = _approximation_of(child)
-            if approximate is not None:
-                ours = GELU(approximate)
-                ours.train(child.training)
-                setattr(parent, name, ours)
+            if child is not None and approximate is not None:
+                if child not in ours:
+                    ours[child] = GELU(approximate).train(child.training)
+                setattr(parent, name, ours[child])
                 swapped += 1
     return swapped
 
@@ -97,7 +99,7 @@ _TANH_NAMES = (
 )
 
 
-def _approximation_of(module: nn.Module) -> str | None:
+def _approximation_of(module: nn.Module | None) -> str | None:
     if type(module) is nn.GELU:
         return module.approximate
     if type(module).__module__ != "transformers.activations":

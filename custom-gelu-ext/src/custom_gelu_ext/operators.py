@@ -15,23 +15,28 @@
 each (but gelu_8bit_backward) with a last argument ``approximate``. ``csrc/schemas.h`` declares
 them. A call goes to torch's dispatcher, which looks at the tensors and picks a function: first the
 autograd one, which records what backward will need and calls the operator again below autograd,
-then the C++ or CUDA kernel; or, where torch.compile traces, the fake one, which knows shapes and
-strides only.
+then the C++ or CUDA kernel; or, where torch.compile traces, the one in ``fake_kernels.py``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from custom_gelu_ext.extension import LOADED
+from custom_gelu_ext.fake_kernels import FAKES
 from custom_gelu_ext.second_derivative import second_derivative
 
 NAMESPACE = "custom_gelu_ext"
 ops = torch.ops.custom_gelu_ext
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Return ``x`` with all dimensions but the last as one; reshape(-1, C) fails where C is 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def records(*tensors: Tensor) -> bool:
@@ -54,7 +59,7 @@ def _bias_gelu_backward(
     grad: Tensor, x: Tensor, bias: Tensor, approximate: str
 ) -> tuple[Tensor, Tensor]:
     grad_x = ops.gelu_backward.default(grad, x + bias, approximate)
-    return grad_x, grad_x.reshape(-1, len(bias)).sum(0)
+    return grad_x, as_rows(grad_x).sum(0)
 
 
 def _geglu_backward(
@@ -80,80 +85,31 @@ def _composed_where_recorded(
     return autograd
 
 
-def _autograd_gelu_(x: Tensor, approximate: str = "none") -> None:
+# What overwrites must say so, that a backward which needs the old values finds out. Under
+# inference_mode Autograd is not asked, but ADInplaceOrView is for tensors from outside it; and so it
+# is outside for tensors from within, which cannot say it.
+
+
+def _autograd_gelu_(keys: torch._C.DispatchKeySet, x: Tensor, approximate: str = "none") -> None:
     if records(x):
         raise RuntimeError(
             "gelu_: x requires a gradient, which is computed from the values that would be "
             "overwritten; use gelu(x), or torch.no_grad()"
         )
-    with torch._C._AutoDispatchBelowAutograd():
-        ops.gelu_.default(x, approximate)
+    _in_place_gelu_(keys, x, approximate)
+
+
+def _in_place_gelu_(keys: torch._C.DispatchKeySet, x: Tensor, approximate: str = "none") -> None:
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "gelu_: x was made in inference_mode and has no version to count, outside of it; "
+            "use gelu(x), or x.clone() first"
+        )
     torch.autograd.graph.increment_version(x)
+    below = keys & torch._C._after_ADInplaceOrView_keyset
+    ops.gelu_.default.redispatch(below, x, approximate)
 
 
-# The fake kernels.
-
-
-def _like_first(first: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(first)
-
-
-def _like_second(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(second)
-
-
-def _fake_double_backward(
-    grad_grad: Tensor, grad: Tensor, x: Tensor, approximate: str = "none"
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x)
-
-
-def _fake_bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _fake_bias_gelu_backward(
-    grad: Tensor, x: Tensor, bias: Tensor, approximate: str = "none"
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), bias.new_empty(bias.shape)
-
-
-def _fake_geglu_backward(
-    grad: Tensor, gate: Tensor, value: Tensor, approximate: str = "none"
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(gate), torch.empty_like(gate)
-
-
-def _fake_gelu_8bit(x: Tensor, approximate: str = "none") -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty((x.numel(),), dtype=torch.uint8)
-
-
-def _fake_gelu_1bit(x: Tensor, approximate: str = "none") -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(((x.numel() + 7) // 8,), dtype=torch.uint8)
-
-
-def _contiguous_like_first(first: Tensor, *rest: Any) -> Tensor:
-    return first.new_empty(first.shape)
-
-
-def _nothing(x: Tensor, approximate: str = "none") -> None:
-    return None
-
-
-FAKES: dict[str, Callable[..., Any]] = {
-    "gelu": _like_first,
-    "gelu_": _nothing,
-    "gelu_backward": _like_second,
-    "gelu_double_backward": _fake_double_backward,
-    "bias_gelu": _fake_bias_gelu,
-    "bias_gelu_backward": _fake_bias_gelu_backward,
-    "geglu": _like_first,
-    "geglu_backward": _fake_geglu_backward,
-    "gelu_8bit": _fake_gelu_8bit,
-    "gelu_8bit_backward": _contiguous_like_first,
-    "gelu_1bit": _fake_gelu_1bit,
-    "gelu_1bit_backward": _contiguous_like_first,
-}
 COMPOSED: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "gelu_double_backward": _double_backward,
     "bias_gelu_backward": _bias_gelu_backward,
@@ -168,4 +124,5 @@ if LOADED:
     for _name, _composed in COMPOSED.items():
         _function = _composed_where_recorded(_name, _composed)
         _library.impl(_name, _function, "Autograd")  # type: ignore[no-untyped-call]
-    _library.impl("gelu_", _autograd_gelu_, "Autograd")  # type: ignore[no-untyped-call]
+    for _key, _in_place in (("Autograd", _autograd_gelu_), ("ADInplaceOrView", _in_place_gelu_)):
+        _library.impl("gelu_", _in_place, _key, with_keyset=True)  # type: ignore[no-untyped-call]

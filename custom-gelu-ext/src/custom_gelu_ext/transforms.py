@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.overrides import has_torch_function_unary
 
 from custom_gelu_ext import _ahead, autograd_python
 from custom_gelu_ext.extension import LOADED
@@ -26,7 +25,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """Return gelu(x); x is a tensor that the kernels take."""
-    if transformed() and not has_torch_function_unary(x):
+    if transformed():
         return _Gelu.apply(x, approximate)  # type: ignore[no-any-return, no-untyped-call]
     return ops.gelu.default(x, approximate)  # type: ignore[no-any-return]
 
@@ -168,7 +167,7 @@ def _vmap_bias_gelu_backward(
     grad, x, bias = (
         _batched(info, t, dim) for t, dim in zip((grad, x, bias), in_dims, strict=False)
     )
-    shifted = x + bias.reshape(len(bias), *([1] * (x.dim() - 2)), -1)
+    shifted = x + bias.reshape(len(bias), *([1] * (x.dim() - 2)), bias.shape[-1])
     grad_x = gelu_backward(grad, shifted, approximate)
     return (grad_x, grad_x.flatten(1, -2).sum(1) if x.dim() > 2 else grad_x), (0, 0)
 

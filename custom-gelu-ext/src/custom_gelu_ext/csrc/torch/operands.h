@@ -25,6 +25,11 @@ inline std::string shape_of(const at::Tensor& tensor) {
   return text + "]";
 }
 
+// "torch.float32", as Python's messages have it.
+inline std::string name_of(at::ScalarType type) {
+  return "torch." + std::string(c10::getDtypeNames(type).first);
+}
+
 inline Mode mode_of(std::string_view approximate) {
   if (approximate == "none") return Mode::kExact;
   TORCH_CHECK_VALUE(approximate == "tanh", "gelu: approximate must be 'none' or 'tanh', got '",
@@ -44,15 +49,16 @@ inline Type type_of(const at::Tensor& x) {
       return Type::kBFloat16;
     default:
       TORCH_CHECK_TYPE(false, "gelu: dtype must be float32, float64, float16 or bfloat16, got ",
-                       x.scalar_type(), "; convert first: x.float()");
+                       name_of(x.scalar_type()), "; convert first: x.float()");
   }
 }
 
 // `one` must have `other`'s dtype and device; `what` and `whose` name the two in the message.
 inline void check_kind(const char* what, const at::Tensor& one, const char* whose,
                        const at::Tensor& other) {
-  TORCH_CHECK_TYPE(one.scalar_type() == other.scalar_type(), what, "'s dtype ", one.scalar_type(),
-                   " must be ", whose, "'s, ", other.scalar_type());
+  TORCH_CHECK_TYPE(one.scalar_type() == other.scalar_type(), what, "'s dtype ",
+                   name_of(one.scalar_type()), " must be ", whose, "'s, ",
+                   name_of(other.scalar_type()));
   TORCH_CHECK_VALUE(one.device() == other.device(), what, " is on ", one.device(), " but ", whose,
                     " on ", other.device());
 }
@@ -93,7 +99,8 @@ inline std::optional<Rows> rows_of(const at::Tensor& tensor) {
 // The tensor itself if its elements lie in memory as out's do, else a copy that does. GELU is
 // elementwise, so the order in which elements are visited does not matter as long as all tensors
 // agree: one without gaps or overlaps is a single row of numel elements, whatever its strides
-// (contiguous, channels-last, transposed).
+// (contiguous, channels-last, transposed). `out` is such a one. The stride of a dimension of size 1
+// says nothing of where an element lies.
 inline at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& out) {
   const at::IntArrayRef sizes = out.sizes(), one = tensor.strides(), other = out.strides();
   bool same = true;

@@ -169,7 +169,8 @@ struct Operators {
         codes.scalar_type() == at::kByte && codes.dim() == 1 && codes.is_contiguous() &&
             codes.size(0) == code_size(code, grad.numel()) && codes.device() == grad.device(),
         "gelu: the code must be uint8 [", std::to_string(code_size(code, grad.numel())),
-        "] on grad's device, as forward returned it; got ", codes.scalar_type(), shape_of(codes));
+        "] on grad's device, as forward returned it; got ", name_of(codes.scalar_type()), " ",
+        shape_of(codes));
     const Guard guard(grad.device());
     const Tensor source = grad.contiguous();
     Tensor out = at::empty(grad.sizes(), grad.options());
