@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from custom_gelu_ext import GELU, MLP, build_info, gelu, mlp, replace_gelu
 from custom_gelu_ext.mlp import SAVE
 from torch import Tensor, nn
+from torch.autograd import gradgradcheck
 
 needs_extension = pytest.mark.skipif(build_info.module is None, reason=build_info.missing)
 OPS = torch.ops.custom_gelu_ext
@@ -47,6 +48,66 @@ def test_gradients(device, approximate, save):
     right = torch.autograd.grad(expected, wide, grad.double())
     for ours, theirs in zip(got, right, strict=True):
         assert (ours - theirs).norm() / theirs.norm() < GRADIENT_ERROR[save]
+
+
+@needs_extension
+@pytest.mark.parametrize("save", ["input", "recompute"])
+def test_second_derivatives(device, approximate, save):
+    inputs = block(3, 5, device, torch.float64)
+    assert gradgradcheck(lambda *xs: mlp(*xs, approximate, save), inputs)
+    without = [x for x in inputs if x.dim() > 1]
+    assert gradgradcheck(lambda x, w1, w2: mlp(x, w1, None, w2, None, approximate, save), without)
+
+
+@needs_extension
+def test_a_gradient_penalty_is_torchs(device):
+    inputs = block(6, 9, device, torch.float64)
+
+    def gradients(function) -> tuple[Tensor, ...]:
+        y = function(*inputs)
+        (slope,) = torch.autograd.grad(y.sum(), inputs[0], create_graph=True)
+        loss = y.square().mean() + 10 * (slope.norm(dim=-1) - 1).square().mean()
+        return torch.autograd.grad(loss, inputs)
+
+    right = gradients(lambda *xs: reference(*xs, "none"))
+    for save in ("input", "recompute"):
+        got = gradients(lambda *xs, save=save: mlp(*xs, "none", save))
+        torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-9)
+
+
+@needs_extension
+@pytest.mark.parametrize("save", ["8bit", "1bit"])
+def test_second_derivatives_of_a_code_are_refused(device, save):
+    y = mlp(*(inputs := block(6, 9, device)), "none", save)
+    with pytest.raises(RuntimeError, match=f"save='{save}'.*differentiated once.*'recompute'"):
+        torch.autograd.grad(y.sum(), inputs[0], create_graph=True)
+
+
+@needs_extension
+@pytest.mark.parametrize("save", SAVE)
+def test_without_biases(device, save):
+    x, weight1, _, weight2, _ = block(24, 61, device)
+    y = mlp(x, weight1, None, weight2, None, "none", save)
+    expected = reference(x, weight1, None, weight2, None, "none")
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    got = torch.autograd.grad(y.square().sum(), (x, weight1, weight2))
+    right = torch.autograd.grad(expected.square().sum(), (x, weight1, weight2))
+    for ours, theirs in zip(got, right, strict=True):
+        assert (ours - theirs).norm() / theirs.norm() < GRADIENT_ERROR[save]
+
+
+@needs_extension
+@pytest.mark.parametrize("save", SAVE)
+def test_where_only_the_last_layer_learns_nothing_goes_back_through_gelu(device, save):
+    x, weight1, bias1, weight2, bias2 = block(24, 61, device)
+    frozen = (x.detach(), weight1.detach(), bias1.detach())
+    y = mlp(*frozen, weight2, bias2, "none", save)
+    with torch.profiler.profile() as profile:
+        got = torch.autograd.grad(y.sum(), (weight2, bias2))
+    assert not [e for e in profile.events() if re.search(r"gelu\w*_backward", e.name)]
+    expected = reference(*frozen, weight2, bias2, "none").sum()
+    right = torch.autograd.grad(expected, (weight2, bias2))
+    torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-4)
 
 
 def kept_bytes(model: nn.Module, x: Tensor) -> int:
@@ -181,6 +242,25 @@ def test_the_module(device, save):
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
     with pytest.raises(ValueError, match="save must be one of input, recompute, 8bit, 1bit, got"):
         MLP(16, 32, save="2bit")
+
+
+@pytest.mark.parametrize("save", SAVE)
+def test_the_module_on_the_meta_device(save):
+    model = MLP(16, 32, save=save, device="meta")
+    x = torch.ones(3, 16, device="meta")
+    model(x).sum().backward()
+    assert model.up.weight.grad.shape == (32, 16)
+    with torch.autocast("cpu"):
+        assert model(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("save", SAVE)
+def test_autocast_leaves_float64_alone(device, save):
+    model = MLP(16, 32, save=save, device=device, dtype=torch.float64)
+    x = torch.randn(3, 16, device=device, dtype=torch.float64)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        assert model.up(x).dtype == torch.float64
+        assert torch.equal(model(x), model.down(gelu(model.up(x))))
 
 
 @needs_extension
