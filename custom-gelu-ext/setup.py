@@ -48,6 +48,8 @@ def extension(kind):
     if os.environ.get("CUSTOM_GELU_EXT_CUDA") == "0":
         without_cuda = "CUSTOM_GELU_EXT_CUDA=0 left it out"
     arch = "" if without_cuda else build.architectures()
+    if arch == build.PORTABLE_ARCHITECTURES:
+        arch = arch.replace("8.0;", "8.0+PTX;")  # which GPUs newer than those named compile for
     folder = {"aot": PACKAGE / "csrc/torch", "stable": PACKAGE / "stable"}[kind]
     sources = [*sorted((PACKAGE / "csrc/cpu").glob("*.cpp")), *sorted(folder.glob("*.cpp"))]
     compile_args = {"cxx": ["-O3", "-std=c++20", *portable_flags(), "-fopenmp"], "nvcc": []}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import custom_gelu_ext
 import pytest
+from custom_gelu_ext import _build, build_info
 
 CSRC = Path(custom_gelu_ext.__file__).parent / "csrc"
 
@@ -33,13 +34,13 @@ for wrong in (torch.ones(3).int(), [1.0]):
 """
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, timeout: float = 100, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=timeout,
     )
 
 
@@ -66,6 +67,32 @@ def test_a_compiler_that_fails_says_so(tmp_path):
     assert "RuntimeError" in done.stderr
     assert "this compiler is broken" in done.stderr
     assert not list(tmp_path.glob("*/finished"))
+
+
+def test_another_version_of_a_compiler_is_another_build(monkeypatch):
+    versions = {"c++": "13.1", "nvcc": "13.0"}
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(_build, "_version", lambda command: versions[Path(command).name])
+    digests = {_build._digest("9.0a", [], [])}
+    for compiler in versions:
+        versions[compiler] = "14.0"
+        digests.add(_build._digest("9.0a", [], []))
+    assert len(digests) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(build_info.module is None, reason=build_info.missing)
+def test_a_compiler_of_several_words(tmp_path):
+    launcher = tmp_path / "launcher"  # such as ccache
+    launcher.write_text('#!/bin/sh\nexec "$@"\n')
+    launcher.chmod(0o755)
+    code = "import custom_gelu_ext as g; print(g.build_info.module)"
+    compiler, cache = f"{launcher} c++ -pipe", str(tmp_path)
+    done = python(code, timeout=380, CXX=compiler, TORCH_EXTENSIONS_DIR=cache)
+    assert done.returncode == 0, done.stderr
+    assert cache in done.stdout, done.stderr
+    assert "not compatible" not in done.stderr  # torch's word for a compiler that it cannot place
 
 
 def nvcc() -> str | None:

@@ -6,6 +6,7 @@ that no test downloads them again.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from custom_gelu_ext import build_info, doctor
+from custom_gelu_ext import _build, build_info, doctor
 
 PROJECT = Path(__file__).parents[1]
 
@@ -104,6 +105,20 @@ def test_a_wheel_with_the_kernels_in_it(kind, tmp_path):
     done = run(python, "-m", "custom_gelu_ext.doctor", PATH=str(tmp_path))
     assert "in the wheel" in done.stdout, done.stdout + done.stderr
     assert "our kernels run" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_build.cuda_home() is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("chosen", ["", "8.6"])
+def test_a_wheel_built_without_a_gpu_runs_on_newer_ones(chosen, tmp_path):
+    shutil.copytree(PROJECT / "src", tmp_path / "src")
+    shutil.copy(PROJECT / "setup.py", tmp_path)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TORCH_CUDA_ARCH_LIST": chosen}
+    environment |= {"CUSTOM_GELU_EXT_BUILD": "stable"}
+    command = [sys.executable, "setup.py", "--version"]  # writes what would be built
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    facts = json.loads((tmp_path / "src/custom_gelu_ext/_built.json").read_text())
+    assert doctor._covers(facts["architectures"], 12, 0) == (chosen == "")
 
 
 EVERY_KERNEL = """
@@ -215,6 +230,9 @@ def test_the_doctor_without_a_compiler(tmp_path):
         ("8.0+PTX", (9, 0), True),
         ("9.0a", (10, 0), False),
         ("", (9, 0), False),
+        ("Ampere", (8, 6), True),
+        ("Ampere;9.0a", (12, 0), True),  # the names stand for PTX too
+        ("Volta", (9, 0), False),
     ],
 )
 def test_which_gpus_a_build_covers(architectures, capability, covered):

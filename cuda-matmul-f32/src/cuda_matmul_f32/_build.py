@@ -1,20 +1,22 @@
 """Compile this package's C++/CUDA extension at first import, and cache it.
 
-The build is keyed by everything that decides its result (sources, torch, compiler flags, GPU
-architectures), so an unchanged tree loads a finished library in milliseconds and a changed one can
-never load a stale library. This file holds nothing of its package but the folder it lies in.
+The build is keyed by everything that decides its result (sources, torch, compilers and their flags,
+GPU architectures), so an unchanged tree loads a finished library in milliseconds and a changed one
+can never load a stale library. This file holds nothing of its package but the folder it lies in.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,7 +34,8 @@ import torch
 PACKAGE = Path(__file__).resolve().parent
 NAME = f"_{PACKAGE.name}_C"
 CSRC = PACKAGE / "csrc"
-# Built when no GPU is visible (a container build): one library for every GPU a learner can rent.
+# Built when no GPU is visible (a container build): one library for Ampere, Ada and Hopper. A newer
+# GPU is built for where it is visible, or named in TORCH_CUDA_ARCH_LIST.
 PORTABLE_ARCHITECTURES = "8.0;8.6;8.9;9.0a"
 
 
@@ -47,10 +50,15 @@ class BuildInfo:
     missing: str  # one sentence naming what kept us from building all of it; empty when nothing did
 
 
-def cpu_missing(compiler: str) -> str:
+def cxx() -> list[str]:
+    """Return the C++ compiler's command: CXX may be several words, as in "ccache g++"."""
+    return shlex.split(os.environ.get("CXX", "c++")) or [""]
+
+
+def cpu_missing() -> str:
     """Say what keeps any extension from being built here, or return an empty string."""
-    if shutil.which(compiler) is None:
-        return f"no C++ compiler ({compiler}) was found (Debian/Ubuntu: apt install g++)"
+    if shutil.which(cxx()[0]) is None:
+        return f"no C++ compiler ({cxx()[0]}) was found (Debian/Ubuntu: apt install g++)"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         return "Python's C headers were not found (Debian/Ubuntu: apt install python3-dev)"
     return ""
@@ -78,8 +86,7 @@ def cuda_missing() -> str:
     if home is None:
         return f"nvcc was not found (install CUDA toolkit {torch.version.cuda} or set CUDA_HOME)"
     nvcc = home / "bin" / "nvcc"
-    printed = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    release = re.search(r"release (\d+)", printed)
+    release = re.search(r"release (\d+)", _version(str(nvcc)))
     if release is None or release[1] != torch.version.cuda.split(".")[0]:
         have = release[1] if release else "unknown"
         return f"{nvcc} is CUDA {have} but torch needs CUDA {torch.version.cuda}: set CUDA_HOME"
@@ -106,19 +113,18 @@ def build() -> BuildInfo:
     """
     missing = cuda_missing()
     with_cuda = not missing
-    compiler = os.environ.get("CXX", "c++")
-    if cpu := cpu_missing(compiler):
+    if cpu := cpu_missing():
         warnings.warn(f"{PACKAGE.name}: {cpu}; torch's own kernels are used", stacklevel=2)
         return BuildInfo(None, False, "", None, cpu)
 
     arch = architectures() if with_cuda else ""
     sources = [s for s in sorted(CSRC.rglob("*.cpp")) if with_cuda or "cuda" not in s.parts]
     sources += sorted(CSRC.rglob("*.cu")) if with_cuda else []
-    openmp = _openmp_flags(compiler)
+    openmp = _openmp_flags()
     cflags = ["-O3", "-std=c++20", *_native_flags(), *openmp]
     cflags += ["-DWITH_CUDA"] if with_cuda else []
     nvcc_flags = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr"]
-    directory = _cache_root() / f"{NAME}-{_digest(arch, cflags, nvcc_flags, compiler)}"
+    directory = _cache_root() / f"{NAME}-{_digest(arch, cflags, nvcc_flags)}"
     library = directory / f"{NAME}.so"
     finished = directory / "finished"  # written last: a killed build leaves no such file
 
@@ -144,7 +150,7 @@ def _compile(
     from torch.utils import cpp_extension
 
     target = f"CPU and CUDA {arch}" if arch else "CPU"
-    with _environment(arch), _announce(f"compiling {PACKAGE.name} for {target}"):
+    with _environment(arch, directory), _announce(f"compiling {PACKAGE.name} for {target}"):
         cpp_extension.load(
             name=NAME,
             sources=[str(s) for s in sources],
@@ -173,12 +179,12 @@ def _native_flags() -> list[str]:
     return ["-mcpu=native"] if platform.machine() in ("arm64", "aarch64") else ["-march=native"]
 
 
-def _openmp_flags(compiler: str) -> list[str]:
+def _openmp_flags() -> list[str]:
     """Return what makes at::parallel_for parallel: without OpenMP its header runs one thread.
 
     Apple's compiler has no OpenMP: there the kernels run on one core.
     """
-    probe = [compiler, "-fopenmp", "-E", "-x", "c++", "-"]
+    probe = [*cxx(), "-fopenmp", "-E", "-x", "c++", "-"]
     found = subprocess.run(probe, input="#include <omp.h>", capture_output=True, text=True)
     return ["-fopenmp"] if found.returncode == 0 else []
 
@@ -189,10 +195,17 @@ def _cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / PACKAGE.name
 
 
-def _digest(arch: str, cflags: list[str], nvcc_flags: list[str], compiler: str) -> str:
+@functools.cache
+def _version(*command: str) -> str:
+    return subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+
+
+def _digest(arch: str, cflags: list[str], nvcc_flags: list[str]) -> str:
     digest = hashlib.sha256()
     # The CPU's name, for -march=native: a home folder may be shared by unlike machines.
-    facts = (torch.__version__, sys.version, _cpu(), compiler, arch, *cflags, *nvcc_flags)
+    facts = [torch.__version__, sys.version, _cpu(), *cxx(), _version(*cxx()), *cflags]
+    if arch:
+        facts += [arch, _version(f"{cuda_home()}/bin/nvcc"), *nvcc_flags]
     digest.update(repr(facts).encode())
     for path in sorted(p for p in CSRC.rglob("*") if p.is_file()):
         digest.update(str(path.relative_to(CSRC)).encode() + b"\0" + path.read_bytes())
@@ -215,11 +228,16 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(arch: str) -> Iterator[None]:
-    """Let torch find ninja beside an interpreter started without activating its venv, and CUDA."""
+def _environment(arch: str, directory: Path) -> Iterator[None]:
+    """Let torch find the compiler and CUDA, and ninja beside a Python whose venv is not active."""
     saved = dict(os.environ)
     scripts = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
     os.environ["PATH"] = os.pathsep.join([*scripts, os.environ.get("PATH", "")])
+    if len(cxx()) > 1:  # torch takes CXX for one word
+        wrapper = directory / "cxx"
+        wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(cxx())} "$@"\n')
+        wrapper.chmod(0o755)
+        os.environ["CXX"] = str(wrapper)
     if arch:
         from torch.utils import cpp_extension
 

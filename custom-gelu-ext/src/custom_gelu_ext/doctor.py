@@ -6,7 +6,6 @@ Ends with status 0 if our kernels serve every device of this machine, else 1.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import sys
 import warnings
@@ -15,6 +14,14 @@ import torch
 
 from custom_gelu_ext import _ahead, _build
 
+# What torch takes the names in TORCH_CUDA_ARCH_LIST for; _build.py has made 9.0a of Hopper.
+NAMED = {
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+}
+
 
 def main() -> int:
     """Print the findings; return the exit status."""
@@ -22,11 +29,10 @@ def main() -> int:
         warnings.simplefilter("ignore")  # what they say is printed below
         import custom_gelu_ext
     info = custom_gelu_ext.build_info
-    compiler = os.environ.get("CXX", "c++")
     line("package", f"custom_gelu_ext {custom_gelu_ext.__version__}, {_build.PACKAGE}")
     line("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}")
     line("Python", f"{platform.python_version()}, {platform.machine()}")
-    line("C++ compiler", _build.cpu_missing(compiler) or compiler)
+    line("C++ compiler", _build.cpu_missing() or " ".join(_build.cxx()))
     line("nvcc", str(_build.cuda_home() or "not found"))
     line("ninja", _version_of("ninja"))
     how = {
@@ -71,9 +77,11 @@ def verdict(name: str, device: torch.device, built: bool, missing: str, label: s
 
 def _covers(architectures: str, major: int, minor: int) -> bool:
     """Whether machine code for one of the architectures runs on a GPU of this capability."""
+    for name, numbers in NAMED.items():
+        architectures = architectures.replace(name, numbers)
     for each in architectures.replace(" ", ";").split(";"):
         number = each.removesuffix("+PTX").rstrip("af")
-        if not number:
+        if not number.replace(".", "").isdigit():
             continue
         built_major, built_minor = (int(part) for part in number.split("."))
         if each.endswith("+PTX") and (built_major, built_minor) <= (major, minor):
