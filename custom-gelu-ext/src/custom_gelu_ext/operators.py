@@ -85,9 +85,8 @@ def _composed_where_recorded(
     return autograd
 
 
-# What overwrites must say so, that a backward which needs the old values finds out. Under
-# inference_mode Autograd is not asked, but ADInplaceOrView is for tensors from outside it; and so it
-# is outside for tensors from within, which cannot say it.
+# What overwrites must say so, that a backward which needs the old values finds out. Autograd is not
+# asked under inference_mode, nor for tensors made there; ADInplaceOrView is, unless both hold.
 
 
 def _autograd_gelu_(keys: torch._C.DispatchKeySet, x: Tensor, approximate: str = "none") -> None:

@@ -8,9 +8,9 @@
 // Written with the tail Q(a) = 1 - Phi(a), a = |x|, nothing cancels. Phi(-a) = Q(a), so
 //     x >= 0:  gelu(x) = a (1 - Q(a)) = x - a Q(a)      (Q <= 1/2: the difference is harmless)
 //     x <  0:  gelu(x) = -a Q(a)                        (a product: as exact as Q)
-// that is gelu(x) = max(x, 0) - a Q(a). And Q(a) = exp(-a^2/2) R(a), where R is smooth and slow,
-// and a short polynomial in t = 1/(1 + k a) approximates it. One exponential and one reciprocal in
-// all.
+// that is gelu(x) = max(x, 0) - a Q(a). And Q(a) = exp(-a^2/2) R(a), where R is smooth and slow:
+// a short polynomial in t = 1/(1 + k a) approximates it, or a quotient of two in a (Single). One
+// exponential and one division in all.
 //
 // The derivative Phi(x) + x phi(x), phi(x) = exp(-x^2/2) / sqrt(2 pi), has the same two parts:
 //     d(a) = Q(a) - a phi(a) = exp(-a^2/2) (R(a) - a / sqrt(2 pi)),   gelu'(-a) = d(a),

@@ -4,7 +4,8 @@
 // rows. The bias's gradient is the sum of x's gradient over all rows, and that passes through the
 // registers anyway: the thread sums as it goes, the sums of a block's threads meet in shared
 // memory, those of the blocks in a small array that a second kernel adds up. Always in the same
-// order: no atomics, so that the same input gives the same bits, on any GPU.
+// order: no atomics, so that the same input, at addresses as well aligned, gives the same bits, on
+// any GPU.
 #include <algorithm>
 
 #include "../operations.h"
@@ -21,7 +22,8 @@ constexpr int kForwardBlocksPerSM = 4, kBackwardBlocksPerSM = 3;
 template <typename Element>
 constexpr int kRowsAhead = sizeof(Element) == 8 ? 1 : 2;
 // Blocks to divide the work into: four waves on an H100, whose 132 multiprocessors are more than
-// most GPUs have. Not asked of the GPU at hand, so that the order of sums depends on shapes alone.
+// most GPUs have. Not asked of the GPU at hand, so that the order of sums depends on shapes and
+// alignment alone.
 constexpr int64_t kBlocks = 4 * kBackwardBlocksPerSM * 132;
 
 int64_t up(int64_t n, int64_t divisor) {

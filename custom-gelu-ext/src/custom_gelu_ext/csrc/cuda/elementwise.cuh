@@ -1,9 +1,10 @@
-// A streaming elementwise kernel, out = F(in...), with 16-byte memory accesses.
+// A streaming elementwise kernel, out = F(in...), with memory accesses of 16 or 8 bytes.
 //
 // Such a kernel is right when it is as fast as a copy: the memory sets the pace, and the arithmetic
 // must hide behind it. What that takes: each warp's access is one contiguous stretch; each thread
-// asks for 16 bytes at once (the most one instruction can), and for all of its elements before it
-// uses the first, so that enough requests are under way to cover the memory's latency.
+// asks for 8 or 16 bytes of each input at once (16 are the most one instruction can), and for all
+// of its elements before it uses the first, so that enough requests are under way to cover the
+// memory's latency.
 //
 // A small tensor wants the opposite, many threads with little each, or most of the GPU is idle. And
 // where there are several inputs, 8 bytes of each are as good as 16, and a little better.
@@ -36,7 +37,7 @@ struct Shape {
 // The threads that a multiprocessor holds at most.
 #if __CUDA_ARCH__ == 750
 constexpr int kThreadsPerSM = 1024;
-#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1100
 constexpr int kThreadsPerSM = 1536;
 #else
 constexpr int kThreadsPerSM = 2048;

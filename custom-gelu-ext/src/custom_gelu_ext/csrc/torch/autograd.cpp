@@ -2,7 +2,7 @@
 //
 // A call with a gradient to record comes here first. It runs the operator again below autograd,
 // and hangs a Node on the result, which the engine calls in backward. Python could do all of this
-// (and does, for torch.func and forward mode: autograd.py), but takes longer than a small GELU.
+// (and does, for torch.func and forward mode: transforms.py), but takes longer than a small GELU.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
