@@ -186,6 +186,28 @@ def test_infinities_nan_and_zeros(device, dtype, approximate):
     torch.testing.assert_close(slope, expected, rtol=0, atol=0, equal_nan=True)
 
 
+def test_what_the_readme_says_of_special_values(device, dtype, approximate):
+    ops = torch.ops.custom_gelu_ext
+    next_to_0 = -torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    far = {torch.float16: -7.0, torch.float64: -39.0}.get(dtype, -15.0)
+    values = [math.inf, -math.inf, 2 * far, far, math.nan, -0.0, next_to_0]
+    x = torch.tensor(values, dtype=dtype, device=device)
+    y, one, bend = gelu(x, approximate).cpu(), torch.ones_like(x), math.sqrt(2 / math.pi)
+    expected = torch.tensor([math.inf, -0.0, -0.0, -0.0, math.nan, -0.0], dtype=dtype)
+    torch.testing.assert_close(y[:-1], expected, rtol=0, atol=0, equal_nan=True)
+    number = ~y.isnan()
+    assert torch.equal(y.signbit()[number], x.cpu().signbit()[number])
+    assert y[-1].item() in (0.0, x[-1].item())
+    first, second = ops.gelu_double_backward(one, one, x, approximate)
+    for got, right in (
+        (ops.gelu_backward(one, x, approximate), [1.0, 0.0, 0.0, 0.0, math.nan, 0.5, 0.5]),
+        (first, [1.0, 0.0, 0.0, 0.0, math.nan, 0.5, 0.5]),
+        (second, [0.0, 0.0, 0.0, 0.0, math.nan, bend, bend]),
+    ):
+        near = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 0, "equal_nan": True}
+        torch.testing.assert_close(got.cpu(), torch.tensor(right, dtype=dtype), **near)
+
+
 def test_largest_and_smallest_values(device, dtype, approximate):
     info = torch.finfo(dtype)
     x = torch.tensor([info.max, -info.max, 1000.0, -1000.0] * 20, dtype=dtype, device=device)

@@ -1,15 +1,18 @@
 """python tools/fit_coefficients.py: recompute the polynomials of csrc/ from their definitions.
 
-Two functions are approximated, both in the relative error that the result will have:
+Three functions are approximated, the first two in the relative error that the result will have:
 
 * 2^f for f in [-0.5, 0.5], as 1 + f P(f), so that 2^0 is exactly 1;
 * R(a) = Q(a) exp(a^2/2), Q(a) = 1 - Phi(a) the normal distribution's tail. R falls smoothly from
   1/2 to about 0.4/a: as a quotient of polynomials P(a)/Q(a), or as t P(t) with t = 1/(1 + k a),
   which maps [0, inf) onto (0, 1], where a short polynomial suffices (a substitution by Hastings,
-  1955); k was chosen by trying.
+  1955); k was chosen by trying;
+* gelu'(x) from s = sqrt(gelu(x) - minimum) on either side of the minimum, in the absolute error.
 
-The fit is Lawson's: least squares, reweighted by the error until all peaks are level (minimax).
-Coefficients are printed lowest power first, with the largest relative error over the nodes.
+For float the fit is Lawson's: least squares, reweighted by the error until all peaks are level
+(minimax); the quotient's is that with Loeb's weights. For double it interpolates at Chebyshev's
+points, which comes close enough. Coefficients are printed lowest power first, float's with the
+largest error over the nodes.
 """
 
 from __future__ import annotations
@@ -168,7 +171,7 @@ def fit_inverse(mode: str, right: bool, degree: int = 10) -> tuple[float, float,
 
 
 def main() -> None:
-    """Print both polynomials at the two precisions that gelu_math.h uses."""
+    """Print every coefficient that arithmetic.h, gelu_math.h and derivative_code.h hold."""
     fits = {
         "2^f, for float32 results": fit_exp2(4),
         "2^f, for 16-bit results": fit_exp2(3),

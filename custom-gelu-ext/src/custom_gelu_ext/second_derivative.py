@@ -1,8 +1,8 @@
 """gelu''(x) as differentiable torch operations: what a double backward multiplies by.
 
-Second derivatives are rare (gradient penalties, Hessian products), so this is composed of torch's
-operations instead of a kernel of its own; in return it can itself be differentiated, any number of
-times.
+The kernel of gelu_double_backward has it built in. This one serves where that result is to be
+differentiated in its turn, and torch.func and forward mode: made of torch's operations, it can be,
+any number of times.
 """
 
 from __future__ import annotations
