@@ -33,6 +33,17 @@ for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
     assert check(g.gelu, (x,)) and check(g.bias_gelu, (x, b))
 assert torch.autograd.gradcheck(lambda x: g.geglu(x, x * 2), (x,))
 assert torch.autograd.gradcheck(lambda x: g.gelu(x.t()[::2]), (x,))
+assert g.bias_gelu(torch.randn(0, 16)[:, ::2], torch.ones(8)).shape == (0, 8)
+assert torch.ops.custom_gelu_ext.gelu_8bit(torch.tensor([float("nan")]))[1].item() == 255
+source = x.float() * 1
+y = source * source.detach()
+with torch.inference_mode():
+    g.gelu_(source.detach())
+try:
+    y.sum().backward()
+    raise SystemExit("gelu_ under inference_mode was not noticed")
+except RuntimeError:
+    pass
 for save in ("recompute", "8bit", "1bit"):
     g.MLP(6, 9, save=save)(torch.randn(3, 6)).sum().backward()
 compiled = torch.compile(lambda x: g.gelu(x) * 2, backend="aot_eager", fullgraph=True)

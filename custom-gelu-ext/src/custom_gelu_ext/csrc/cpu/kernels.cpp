@@ -155,9 +155,12 @@ struct Encode {
         store(out + i, gelu_value<Precision, kMode>(load(x + i)));
       }
       if (c.code == Code::kEight) {
+        // Pointers of its own: for all the compiler knows a byte may be part of what is captured.
+        const Element* const from = x;
+        uint8_t* const to = codes;
         GELU_INDEPENDENT
         for (int64_t i = begin; i < end; ++i) {
-          codes[i] = eight_bits(gelu_derivative<Precision, kMode>(load(x + i)));
+          to[i] = eight_bits(gelu_derivative<Precision, kMode>(load(from + i)));
         }
       } else {
         for (int64_t i = begin; i < end; i += 8) {
