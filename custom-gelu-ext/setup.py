@@ -49,7 +49,8 @@ def extension(kind):
         without_cuda = "CUSTOM_GELU_EXT_CUDA=0 left it out"
     arch = "" if without_cuda else build.architectures()
     if arch == build.PORTABLE_ARCHITECTURES:
-        arch = arch.replace("8.0;", "8.0+PTX;")  # which GPUs newer than those named compile for
+        # A wheel travels: for GPUs newer than those named the driver compiles it from PTX.
+        arch = arch.replace("8.0;", "8.0+PTX;")
     folder = {"aot": PACKAGE / "csrc/torch", "stable": PACKAGE / "stable"}[kind]
     sources = [*sorted((PACKAGE / "csrc/cpu").glob("*.cpp")), *sorted(folder.glob("*.cpp"))]
     compile_args = {"cxx": ["-O3", "-std=c++20", *portable_flags(), "-fopenmp"], "nvcc": []}
