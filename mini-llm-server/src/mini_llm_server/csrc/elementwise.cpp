@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <type_traits>
 
 #include "lanes.h"
@@ -118,7 +119,8 @@ void dispatch(at::ScalarType type, F work) {
 at::Tensor add_rms_norm_op(at::Tensor x, const std::optional<at::Tensor>& delta,
                            const at::Tensor& weight, double eps) {
   TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && weight.is_contiguous(), "x is [N, E], dense");
-  TORCH_CHECK(weight.numel() == x.size(1), "weight has ", weight.numel(), " of ", x.size(1));
+  TORCH_CHECK(weight.numel() == x.size(1),
+              "weight has " + std::to_string(weight.numel()) + " of " + std::to_string(x.size(1)));
   TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "x and weight have different types");
   if (delta) {
     TORCH_CHECK(delta->sizes() == x.sizes() && delta->is_contiguous(), "delta is not like x");

@@ -18,6 +18,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -83,8 +84,8 @@ struct Problem {
     }
     for (int64_t g = 0; g < G; ++g) {
       T* const target = out + (sequence * H + head * G + g) * D;
-      for (int64_t d = 0; d < D; ++d)
-        target[d] = static_cast<T>(acc[g * P * kLanes + d] / total[g]);
+      const A whole = L > 0 ? total[g] : A(1);
+      for (int64_t d = 0; d < D; ++d) target[d] = static_cast<T>(acc[g * P * kLanes + d] / whole);
     }
   }
 
@@ -182,19 +183,23 @@ void attend_by_head(const at::Tensor& q, Rest&&... rest) {
 }
 
 // q [B, H, D], one token of each sequence; k and v [slots, K, D], one layer's cache with these
-// tokens' own keys already in it; table [B, blocks]; length [B]. Returns [B, H * D].
+// tokens' own keys already in it; table [B, blocks]; length [B]. Returns [B, H * D], zeros for a
+// length of 0. Not used here: arrivals, which blocks of a GPU need to wait for each other.
 at::Tensor paged_decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         const at::Tensor& table, const at::Tensor& length, int64_t block_size,
-                        double scale) {
+                        double scale, const std::optional<at::Tensor>& /*arrivals*/) {
   TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.sizes() == k.sizes(), "q, k and v need 3 dims");
-  TORCH_CHECK(q.size(2) == k.size(2), "head size is ", q.size(2), " of q and ", k.size(2), " of k");
-  TORCH_CHECK(q.size(1) % k.size(1) == 0, q.size(1), " query heads on ", k.size(1), " KV heads");
+  TORCH_CHECK(q.size(2) == k.size(2), "head size is " + std::to_string(q.size(2)) + " of q and " +
+                                          std::to_string(k.size(2)) + " of k");
+  TORCH_CHECK(q.size(1) % k.size(1) == 0, std::to_string(q.size(1)) + " query heads on " +
+                                              std::to_string(k.size(1)) + " KV heads");
   TORCH_CHECK(q.stride(2) == 1 && k.is_contiguous() && v.is_contiguous(), "memory is not dense");
   TORCH_CHECK(q.scalar_type() == k.scalar_type() && k.scalar_type() == v.scalar_type(),
               "q, k and v have different types");
   for (const at::Tensor& each : {table, length}) {
     TORCH_CHECK(each.scalar_type() == at::kLong && each.is_contiguous(), "indices are int64");
-    TORCH_CHECK(each.size(0) == q.size(0), each.size(0), " sequences with ", q.size(0), " queries");
+    TORCH_CHECK(each.size(0) == q.size(0), std::to_string(each.size(0)) + " sequences with " +
+                                               std::to_string(q.size(0)) + " queries");
   }
   at::Tensor out = q.new_empty({q.size(0), q.size(1) * q.size(2)});
   switch (q.scalar_type()) {
@@ -218,7 +223,7 @@ at::Tensor paged_decode(const at::Tensor& q, const at::Tensor& k, const at::Tens
 TORCH_LIBRARY_FRAGMENT(mini_llm_server, m) {
   m.def(
       "paged_decode(Tensor q, Tensor k, Tensor v, Tensor table, Tensor length, int block_size, "
-      "float scale) -> Tensor");
+      "float scale, Tensor(a!)? arrivals=None) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(mini_llm_server, CPU, m) {

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 
 #include "lanes.h"
 
@@ -89,7 +90,8 @@ at::Tensor skinny_linear(const at::Tensor& x, const at::Tensor& w) {
   const int64_t N = x.size(0);
   const int64_t K = x.size(1);
   const int64_t O = w.size(0);
-  TORCH_CHECK(K % kLanes == 0 && O % kOutputs == 0, "w is [", O, ", ", K, "]: not whole tiles");
+  TORCH_CHECK(K % kLanes == 0 && O % kOutputs == 0,
+              "w is [" + std::to_string(O) + ", " + std::to_string(K) + "]: not whole tiles");
   at::Tensor y = x.new_empty({N, O});
   const float* const xs = x.const_data_ptr<float>();
   const float* const ws = w.const_data_ptr<float>();
