@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mini_llm_server import extension
 from mini_llm_server.model.attention import (
-    CpuPagedAttention,
+    Decodes,
+    KernelPagedAttention,
     Span,
     TorchPagedAttention,
     make_attention,
@@ -20,7 +21,7 @@ from mini_llm_server.model.config import ModelConfig
 
 BACKENDS = [TorchPagedAttention]
 if extension.is_available:
-    BACKENDS.append(CpuPagedAttention)
+    BACKENDS.append(KernelPagedAttention)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
@@ -163,6 +164,34 @@ def test_the_backend_is_the_one_that_this_machine_and_type_allow() -> None:
     for dtype, expected in ((torch.float32, BACKENDS[-1]), (torch.float16, TorchPagedAttention)):
         backend = make_attention(config_of(2, 1, 8), 4, 4, dtype, torch.device("cpu"))
         assert type(backend) is expected
+
+
+@needs_kernel
+def test_a_context_of_no_tokens_gives_zeros() -> None:
+    q, k, v, table = decode([20, 5], seed=4)
+    out = torch.ops.mini_llm_server.paged_decode(q, k, v, table, torch.tensor([20, 0]), 16, 0.125)
+    assert out[0].isfinite().all()
+    assert not out[1].any()
+
+
+@needs_kernel
+def test_a_step_may_be_attended_from_tensors_that_are_filled_anew() -> None:
+    """As a CUDA graph does it."""
+    config = config_of(4, 2, 8)
+    attention = KernelPagedAttention(config, 6, 4, torch.float64, torch.device("cpu"))
+    attention.kv.normal_()
+    expected = attention.kv.clone()
+    slots, lengths, table = torch.zeros(2).long(), torch.zeros(2).long(), torch.zeros(2, 3).long()
+    attend = attention.decode(Decodes(slots, lengths, table))
+    spans = [Span(5, 1, [3, 1]), Span(0, 1, [2])]
+    q, k, v = torch.randn(2, 4, 8).double(), *torch.randn(2, 2, 2, 8).double()
+    slots.copy_(torch.tensor([1 * 4 + 1, 2 * 4]))
+    lengths.copy_(torch.tensor([6, 1]))
+    table[0, :2], table[1, 0] = torch.tensor([3, 1]), 2
+    got = attend(1, q, k, v)
+    after, attention.kv = attention.kv, expected
+    assert torch.equal(got, attention.plan(spans)(1, q, k, v))
+    assert torch.equal(after, attention.kv)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

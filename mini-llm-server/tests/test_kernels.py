@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mini_llm_server import extension
+from mini_llm_server import _build, extension, kernels
 from mini_llm_server.model import linear
-from mini_llm_server.model.elementwise import CpuElementwise, TorchElementwise, make_elementwise
+from mini_llm_server.model.elementwise import KernelElementwise, TorchElementwise, make_elementwise
 from mini_llm_server.model.linear import Linear
 
 pytestmark = pytest.mark.skipif(not extension.is_available, reason="no C++ compiler")
@@ -109,7 +109,7 @@ def test_the_norm_equals_float64(
     weight = randn(width, seed=seed + 2, dtype=dtype)
     total = x.double() if delta is None else x.double() + delta.double()
     expected = total / (total.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
-    summed, normed = CpuElementwise().add_norm(x, delta, weight, 1e-5)
+    summed, normed = KernelElementwise().add_norm(x, delta, weight, 1e-5)
     assert error(summed, total) <= TOLERANCE[dtype]
     assert error(normed, expected) <= TOLERANCE[dtype]
 
@@ -128,7 +128,7 @@ def test_the_gated_activation_equals_float64(
     gate_up = (size * randn(rows, 2 * width, seed=seed)).to(dtype)
     gate, up = gate_up.double().chunk(2, -1)
     expected = gate * torch.sigmoid(gate) * up
-    assert error(CpuElementwise().silu_mul(gate_up), expected) <= TOLERANCE[dtype]
+    assert error(KernelElementwise().silu_mul(gate_up), expected) <= TOLERANCE[dtype]
 
 
 @settings(max_examples=40, deadline=None)
@@ -149,13 +149,13 @@ def test_the_rotation_equals_float64_in_part_of_a_wider_row(
     cos = torch.cat([angle.cos(), angle.cos()], -1).to(dtype)
     sin = torch.cat([-angle.sin(), angle.sin()], -1).to(dtype)
     expected = TorchElementwise().rotate(before[:, :heads].double(), cos.double(), sin.double())
-    got = CpuElementwise().rotate(wide[:, :heads], cos, sin)
+    got = KernelElementwise().rotate(wide[:, :heads], cos, sin)
     assert error(got, expected) <= TOLERANCE[dtype]
     assert torch.equal(wide[:, heads:], before[:, heads:])
 
 
 def test_not_finite_values_pass_through_the_small_operators_in_their_own_rows() -> None:
-    ops = CpuElementwise()
+    ops = KernelElementwise()
     x = randn(3, 20, seed=1)
     x[1, 18] = torch.nan
     _, normed = ops.add_norm(x.clone(), None, torch.ones(20), 1e-5)
@@ -172,12 +172,24 @@ def test_not_finite_values_pass_through_the_small_operators_in_their_own_rows() 
 
 def test_the_smallest_and_largest_gates() -> None:
     gate = torch.tensor([[-1e30, -100.0, -87.5, -0.0, 87.5, 1e30, 1.0, 1.0]])
-    out = CpuElementwise().silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
+    out = KernelElementwise().silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
     expected = gate.double() * torch.sigmoid(gate.double())
     assert torch.allclose(out.double(), expected, rtol=1e-6, atol=1e-35)
 
 
-def test_a_gpu_or_float16_takes_torchs_operators() -> None:
+def test_types_without_a_kernel_take_torchs_operators() -> None:
     assert isinstance(make_elementwise(torch.float16, torch.device("cpu")), TorchElementwise)
-    assert isinstance(make_elementwise(torch.float32, torch.device("cuda")), TorchElementwise)
-    assert isinstance(make_elementwise(torch.float32, torch.device("cpu")), CpuElementwise)
+    assert isinstance(make_elementwise(torch.int32, torch.device("cuda")), TorchElementwise)
+    assert isinstance(make_elementwise(torch.float32, torch.device("meta")), TorchElementwise)
+    assert isinstance(make_elementwise(torch.float32, torch.device("cpu")), KernelElementwise)
+
+
+def test_a_gpu_without_nvcc_takes_torchs_operators_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_build, "cuda_missing", lambda: "nvcc was not found")
+    kernels._are_built.cache_clear()
+    with pytest.warns(UserWarning, match="nvcc was not found; torch's own kernels are used"):
+        ops = make_elementwise(torch.bfloat16, torch.device("cuda"))
+    kernels._are_built.cache_clear()
+    assert isinstance(ops, TorchElementwise)

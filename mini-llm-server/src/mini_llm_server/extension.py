@@ -1,4 +1,4 @@
-"""Compiles the C++ kernels, once for a machine, and loads them: by being imported.
+"""Compiles the C++ and CUDA kernels, once for a machine, and loads them: by being imported.
 
 A machine without a C++ compiler gets a warning and computes with torch's operators alone.
 

@@ -1,6 +1,7 @@
 """What stands between a layer's matrix products: norms, rotary positions, the gated activation.
 
-Two implementations of one interface: torch's operators, anywhere; and C++ on a CPU, one call each.
+Two implementations of one interface: torch's operators, anywhere; and kernels of ours, one call
+each, on a CPU or a GPU.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+from mini_llm_server import kernels
 
 
 class Elementwise(Protocol):
@@ -53,8 +54,8 @@ class TorchElementwise:
         return F.silu(gate) * up
 
 
-class CpuElementwise:
-    """By C++, see csrc/elementwise.cpp. Needs `mini_llm_server.extension`."""
+class KernelElementwise:
+    """By csrc/elementwise.cpp or csrc/cuda/elementwise.cu. Needs `kernels.have`."""
 
     def add_norm(
         self, x_NE: Tensor, delta_NE: Tensor | None, weight_E: Tensor, eps: float
@@ -74,13 +75,8 @@ class CpuElementwise:
 
 
 def make_elementwise(dtype: torch.dtype, device: torch.device) -> Elementwise:
-    """Return C++ on a CPU with a compiler, else torch."""
-    if device.type == "cpu" and dtype in CPU_DTYPES:
-        from mini_llm_server import extension  # compiles at its first import: not for a GPU
-
-        if extension.is_available:
-            return CpuElementwise()
-    return TorchElementwise()
+    """Return our kernels where the device has some, else torch's operators."""
+    return KernelElementwise() if kernels.have(device, dtype) else TorchElementwise()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

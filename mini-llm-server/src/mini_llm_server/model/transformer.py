@@ -115,15 +115,19 @@ class Llama:
         )
 
     def forward(
-        self, token_ids_N: Tensor, positions_N: Tensor, rows_S: Tensor, attend: LayerAttention
+        self,
+        token_ids_N: Tensor,
+        positions_N: Tensor,
+        rows_S: Tensor | None,
+        attend: LayerAttention,
     ) -> Tensor:
         """Return the logits [S, vocab] of the tokens at `rows_S`.
 
         Args:
             token_ids_N: the step's tokens, int64.
             positions_N: each one's position in its own sequence, int64.
-            rows_S: which of the N tokens' logits are wanted: the output projection is the
-                largest matrix, and a prompt needs it for its last token only.
+            rows_S: which of the N tokens' logits are wanted, None for all: the output projection
+                is the largest matrix, and a prompt needs it for its last token only.
             attend: the step's attention, from a backend's plan.
         """
         config = self.config
@@ -143,5 +147,7 @@ class Llama:
             mixed = attend(i, qk[:, :H], qk[:, H:], qkv[:, H + K :])
             x, normed = ops.add_norm(x, layer.output(mixed), layer.mlp_norm, eps)
             delta = layer.down(ops.silu_mul(layer.gate_up(normed)))
-        x = x if delta is None else x + delta
-        return self.head(rms_norm(x[rows_S], self.norm_E, eps))
+        if rows_S is not None:
+            x, delta = x[rows_S], None if delta is None else delta[rows_S]
+        _, normed = ops.add_norm(x, delta, self.norm_E, eps)
+        return self.head(normed)

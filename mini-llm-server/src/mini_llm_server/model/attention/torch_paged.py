@@ -66,9 +66,8 @@ class TorchPagedAttention:
         written = self._written(spans)
 
         def attend(layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
+            self._write(layer, written, k_NKD, v_NKD)
             k_SKD, v_SKD = self.kv[layer]
-            k_SKD.index_copy_(0, written, k_NKD)
-            v_SKD.index_copy_(0, written, v_NKD)
             if len(parts) == 1:
                 return parts[0][1](q_NHD, k_SKD, v_SKD)
             split = torch.split(q_NHD, counts)
@@ -77,6 +76,11 @@ class TorchPagedAttention:
             )
 
         return attend
+
+    def _write(self, layer: int, slots: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> None:
+        k_SKD, v_SKD = self.kv[layer]
+        k_SKD.index_copy_(0, slots, k_NKD)
+        v_SKD.index_copy_(0, slots, v_NKD)
 
     def _batches(self, spans: Sequence[Span]) -> list[Sequence[Span]]:
         """Cut the spans into runs that are attended together."""
