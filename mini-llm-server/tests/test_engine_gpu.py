@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 import random
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
+from mini_llm_server.engine.decode_graph import DecodeGraphs
 from mini_llm_server.engine.engine import Engine, EngineConfig
 from mini_llm_server.engine.request import Output, SamplingParams, Structure
 from mini_llm_server.llm import LLM
-from mini_llm_server.model.attention import Span, TorchPagedAttention
-from mini_llm_server.model.loader import load_model
+from mini_llm_server.model.attention import (
+    KernelPagedAttention,
+    Span,
+    TorchPagedAttention,
+    make_attention,
+)
+from mini_llm_server.model.config import ModelConfig
+from mini_llm_server.model.dummy import random_weights
+from mini_llm_server.model.loader import LoadedModel, load_model
+from mini_llm_server.model.tokenizer import ByteTokenizer
+from mini_llm_server.model.transformer import Llama
 
 pytestmark = pytest.mark.gpu
 RunAll = Callable[..., dict[str, list[Output]]]
+GREEDY = SamplingParams(12, temperature=0, ignore_eos=True)
+WAYS = [("cpu", False), ("cuda", False), ("cuda", True)]  # device, CUDA graphs
+
+
+def prompts_of(count: int) -> list[list[int]]:
+    rng = random.Random(0)
+    return [[rng.randrange(256) for _ in range(rng.randint(2, 25))] for _ in range(count)]
+
+
+def engine_of(device: str, cuda_graphs: bool, **options: int) -> Engine:
+    """Return the dummy model's engine in float64, where no choice hangs on rounding."""
+    options = {"num_blocks": 400, "block_size": 4, "max_num_batched_tokens": 40, **options}
+    config = EngineConfig(cuda_graphs=cuda_graphs, **options)
+    return Engine(load_model("dummy", torch.float64, device), config)
+
+
+def tokens_of(outputs: dict[str, list[Output]]) -> dict[str, list[tuple[int, int | None]]]:
+    return {name: [(o.index, o.token_id) for o in out] for name, out in outputs.items()}
 
 
 @pytest.mark.parametrize(
     "params",
     [
-        SamplingParams(12, temperature=0, ignore_eos=True),
+        GREEDY,
         SamplingParams(12, temperature=1.2, seed=5, ignore_eos=True),
         SamplingParams(12, temperature=1.2, top_p=0.8, top_k=40, seed=5, ignore_eos=True),
         SamplingParams(
@@ -42,32 +69,88 @@ RunAll = Callable[..., dict[str, list[Output]]]
 )
 @pytest.mark.parametrize("num_blocks", [400, 15])  # 15: preempts
 def test_answers_equal_the_cpus(run_all: RunAll, params: SamplingParams, num_blocks: int) -> None:
-    rng = random.Random(0)
-    prompts = [[rng.randrange(256) for _ in range(rng.randint(1, 25))] for _ in range(9)]
+    answers = []
+    for device, cuda_graphs in WAYS:
+        engine = engine_of(device, cuda_graphs, num_blocks=num_blocks)
+        for i, prompt in enumerate(prompts_of(9)):
+            engine.add(str(i), prompt, params)
+        answers.append(tokens_of(run_all(engine)))
+        assert (engine.stats().preemptions > 0) == (num_blocks == 15)
+    assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collect the batch sizes of the steps that were replays of a graph."""
+    sizes: list[int] = []
+    run = DecodeGraphs.run
+
+    def counting(self: DecodeGraphs, token_ids: Sequence[int], spans: Sequence[Span]) -> object:
+        sizes.append(len(spans))
+        return run(self, token_ids, spans)
+
+    monkeypatch.setattr(DecodeGraphs, "run", counting)
+    return sizes
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9, 16, 17, 24, 25, 33])
+def test_batches_of_every_size_are_replayed_and_answer_as_on_the_cpu(
+    run_all: RunAll, replays: list[int], count: int
+) -> None:
+    answers = []
+    lengths = [4 + i % 5 for i in range(count)]  # so that the batch shrinks
+    for device, cuda_graphs in (WAYS[0], WAYS[2]):
+        engine = engine_of(device, cuda_graphs, max_num_seqs=33, max_num_batched_tokens=900)
+        for i, prompt in enumerate(prompts_of(count)):
+            engine.add(str(i), prompt, replace(GREEDY, max_tokens=lengths[i]))
+        answers.append(tokens_of(run_all(engine)))
+    assert answers[0] == answers[1]
+    assert max(replays) == count
+    assert len(replays) == max(lengths) - 1  # all steps but the first, which computes the prompts
+
+
+def test_a_request_that_is_aborted_leaves_the_others_answers_alone(run_all: RunAll) -> None:
+    answers = []
+    for device, cuda_graphs in WAYS:
+        engine = engine_of(device, cuda_graphs, max_num_batched_tokens=900)
+        for i, prompt in enumerate(prompts_of(9)):
+            engine.add(str(i), prompt, GREEDY)
+        for _ in range(4):
+            engine.step()
+        for aborted in ("0", "4"):
+            engine.abort(aborted)
+        engine.add("late", [1, 2, 3], GREEDY)  # takes over their blocks
+        answers.append(tokens_of(run_all(engine)))
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_model_whose_heads_the_kernel_does_not_take_runs_without_graphs(
+    run_all: RunAll, replays: list[int]
+) -> None:
+    config = ModelConfig(ByteTokenizer.vocab_size, 96, 160, 2, 6, 2, 20, 512)
     answers = []
     for device in ("cpu", "cuda"):
-        engine = Engine(
-            load_model("dummy", torch.float64, device),
-            EngineConfig(num_blocks=num_blocks, block_size=4, max_num_batched_tokens=40),
-        )
-        for i, prompt in enumerate(prompts):
-            engine.add(str(i), prompt, params)
-        outputs = run_all(engine)
-        answers.append(
-            {name: [(o.index, o.token_id) for o in out] for name, out in outputs.items()}
-        )
-        assert (engine.stats().preemptions > 0) == (num_blocks == 15)
+        model = Llama(config, random_weights(config), torch.float64, torch.device(device))
+        loaded = LoadedModel(model, ByteTokenizer(), config, "odd")
+        engine = Engine(loaded, EngineConfig(num_blocks=100))
+        engine.add("0", [1, 2, 3], GREEDY)
+        answers.append(tokens_of(run_all(engine)))
     assert answers[0] == answers[1]
+    assert not replays
 
 
+@pytest.mark.parametrize("backend", [KernelPagedAttention, TorchPagedAttention])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
-def test_logits_of_a_ragged_batch_are_near_float64(dtype: torch.dtype, tolerance: float) -> None:
+def test_logits_of_a_ragged_batch_are_near_float64(
+    backend: type[TorchPagedAttention], dtype: torch.dtype, tolerance: float
+) -> None:
     lengths, generator = [1, 40, 17, 300], torch.Generator().manual_seed(0)
     ids = [torch.randint(0, 256, (n,), generator=generator) for n in lengths]
     results = []
     for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
         model = load_model("dummy", kind, device).model
-        attention = TorchPagedAttention(model.config, 100, 16, kind, model.device)
+        make = TorchPagedAttention if device == "cpu" else backend
+        attention = make(model.config, 100, 16, kind, model.device)
         attention.kv.fill_(torch.nan)
         tables, free = [], list(range(100))
         for n in lengths:
@@ -79,31 +162,31 @@ def test_logits_of_a_ragged_batch_are_near_float64(dtype: torch.dtype, tolerance
         first = model.forward(flat.to(device), positions.to(device), rows, prefill)
         decode = attention.plan([Span(n, 1, t) for n, t in zip(lengths, tables, strict=True)])
         positions = torch.tensor(lengths).to(device)
-        second = model.forward(
-            torch.arange(4).to(device), positions, torch.arange(4).to(device), decode
-        )
+        second = model.forward(torch.arange(4).to(device), positions, None, decode)
         results.append(torch.cat([first, second]).double().cpu())
     expected, got = results
     error = ((got - expected).norm() / expected.norm()).item()
     assert error < tolerance  # also false for NaN
 
 
-def test_a_length_that_no_step_had_before_costs_nothing() -> None:
-    """cuDNN's attention would make a plan for each, which takes many times as long as the step."""
+def test_prompts_of_new_lengths_are_computed_without_cudnn() -> None:
+    """cuDNN's attention makes a plan for each length, which takes far longer than the step."""
     engine = Engine(load_model("dummy", device="cuda"), EngineConfig(num_blocks=100))
+    names: set[str] = set()
+    for length in (100, 237):
+        engine.add(str(length), [65] * length, SamplingParams(1, temperature=0, ignore_eos=True))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            engine.step()
+            torch.cuda.synchronize()
+        names |= {event.name.lower() for event in profile.events()}
+    assert any("add_rms_norm" in name for name in names)  # the profiler has seen the step
+    assert not [name for name in names if "cudnn" in name]
 
-    def step_s(prompt: int) -> float:
-        engine.add("request", [65] * prompt, SamplingParams(40, temperature=0, ignore_eos=True))
-        seconds = []
-        while engine.has_work():
-            begin = time.perf_counter()
-            engine.step()  # ends with the token on the CPU
-            seconds.append(time.perf_counter() - begin)
-        return statistics.median(seconds)
 
-    step_s(10)  # loads the kernels
-    new = step_s(100)
-    assert new < 4 * step_s(100)
+def test_the_backend_on_a_gpu_is_ours() -> None:
+    model = load_model("dummy", device="cuda").model
+    backend = make_attention(model.config, 4, 4, model.dtype, model.device)
+    assert type(backend) is KernelPagedAttention
 
 
 @pytest.mark.slow

@@ -74,6 +74,10 @@ def serve(
     prefix_caching: Annotated[
         bool, typer.Option(help="Keep the blocks of prompts for others that begin alike.")
     ] = True,
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(help="On a GPU, replay decode steps instead of launching them."),
+    ] = True,
     dtype: DtypeOption = DtypeName.auto,
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="For requests that bring none.")] = 0,
@@ -123,6 +127,7 @@ def serve(
         max_model_len=max_model_len,
         max_waiting=max_waiting,
         prefix_caching=prefix_caching,
+        cuda_graphs=cuda_graphs,
         seed=seed,
     )
     configure(log_level.value)

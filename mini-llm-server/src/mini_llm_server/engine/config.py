@@ -26,6 +26,8 @@ class EngineConfig:
         max_waiting: most requests in the queue; one more is refused.
         prefix_caching: keep the blocks of ended requests, and start a request whose prompt
             begins like an earlier one from there.
+        cuda_graphs: on a GPU with our kernels, capture the steps that only decode as CUDA graphs
+            when the engine is built; takes some seconds and some memory.
         priority_steps: a step of priority weighs as much as having arrived this many steps
             earlier.
         dtype: of weights and cache, for `Engine.load`; None chooses by device.
@@ -44,6 +46,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_waiting: int = 256
     prefix_caching: bool = True
+    cuda_graphs: bool = True
     priority_steps: int = 256
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None

@@ -67,6 +67,8 @@ class Engine:
             priority_steps=config.priority_steps,
         )
         self._runner = ModelRunner(loaded.model, num_blocks, config.block_size)
+        if config.cuda_graphs:
+            self._runner.capture(config.max_num_seqs, self.max_model_len)
         # Models often have rows for more ids than their tokenizer uses; those are never sampled.
         self._vocab_size = min(loaded.config.vocab_size, loaded.tokenizer.vocab_size)
         self._eos_token_ids = frozenset(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mini_llm_server.engine.decode_graph import DecodeGraphs
 from mini_llm_server.engine.kv_cache import Copy
 from mini_llm_server.engine.request import Request
 from mini_llm_server.engine.scheduler import Chunk
-from mini_llm_server.model.attention import LayerAttention, Span, make_attention
+from mini_llm_server.model.attention import KernelPagedAttention, Span, make_attention
 from mini_llm_server.model.transformer import Llama
 
 # All that torch's attention may use but cuDNN, which it prefers on Hopper GPUs: cuDNN makes a plan
@@ -23,20 +25,15 @@ _ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What a step's forward pass needs.
+    """A step, ready to run.
 
     Attributes:
-        token_ids, positions: [N] int64, of the step's N tokens.
-        rows: [S] int64, the tokens whose logits are wanted.
-        attend: the step's attention.
+        forward: gives the logits [S, vocab]; once.
         copies: (from, to) blocks of the KV cache, to be copied first.
         sampling: the requests of the S rows.
     """
 
-    token_ids: Tensor
-    positions: Tensor
-    rows: Tensor
-    attend: LayerAttention
+    forward: Callable[[], Tensor]
     copies: list[Copy]
     sampling: list[Request]
 
@@ -49,6 +46,18 @@ class ModelRunner:
         self.attention = make_attention(
             model.config, num_blocks, block_size, model.dtype, model.device
         )
+        self._graphs: DecodeGraphs | None = None
+
+    def capture(self, max_num_seqs: int, max_model_len: int) -> None:
+        """Let steps that only decode be replays of CUDA graphs, where there can be such.
+
+        Args:
+            max_num_seqs: most sequences in a step.
+            max_model_len: most tokens of a sequence.
+        """
+        if self.model.device.type == "cuda" and isinstance(self.attention, KernelPagedAttention):
+            max_blocks = -(-max_model_len // self.attention.block_size)
+            self._graphs = DecodeGraphs(self.model, self.attention, max_num_seqs, max_blocks)
 
     def prepare(self, chunks: Sequence[Chunk]) -> StepInputs:
         """Flatten the chunks into one batch of tokens and plan its attention."""
@@ -69,21 +78,21 @@ class ModelRunner:
             if chunk.samples:
                 rows.append(len(token_ids) - 1)
                 sampling.append(chunk.request)
+        if self._graphs is not None and len(chunks) == len(token_ids) == len(rows):
+            return StepInputs(partial(self._graphs.run, token_ids, spans), copies, sampling)
         device = self.model.device
-        return StepInputs(
+        forward = partial(
+            self.model.forward,
             torch.tensor(token_ids, device=device),
             torch.tensor(positions, device=device),
             torch.tensor(rows, dtype=torch.int64, device=device),
             self.attention.plan(spans),
-            copies,
-            sampling,
         )
+        return StepInputs(forward, copies, sampling)
 
     def run(self, inputs: StepInputs) -> Tensor:
-        """Return the logits [S, vocab]."""
+        """Return the logits [S, vocab], in memory that the next step may overwrite."""
         if inputs.copies:
             self.attention.copy_blocks(inputs.copies)
         with sdpa_kernel(_ATTENTION_KERNELS):
-            return self.model.forward(
-                inputs.token_ids, inputs.positions, inputs.rows, inputs.attend
-            )
+            return inputs.forward()
