@@ -12,7 +12,7 @@ namespace mini_llm_server::cuda {
 enum class Type { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 // Decode attention: one query of each of B sequences, over its context in the paged cache.
-// D is a multiple of 8 and at most 256; k and v are aligned to 16 bytes.
+// D is a multiple of 8 and at most 256; rows of D are aligned to 16 bytes.
 struct PagedDecode {
   static constexpr int kShortestSplit = 128;  // tokens: less would be all overhead
   static constexpr int kMostSplits = 32;      // a lane of a warp for each, to combine them

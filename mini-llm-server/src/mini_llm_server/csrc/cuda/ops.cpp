@@ -136,10 +136,12 @@ at::Tensor paged_decode(const at::Tensor& q, const at::Tensor& k, const at::Tens
   TORCH_CHECK(H % K == 0, std::to_string(H) + " query heads on " + std::to_string(K) + " KV heads");
   TORCH_CHECK(q.stride(2) == 1, "a query is not dense");
   check_alike(q, {&k, &v});
-  for (const at::Tensor* each : {&k, &v}) {
+  const int64_t row = B > 1 ? q.stride(0) : 0;
+  for (const at::Tensor* each : {&q, &k, &v}) {
     TORCH_CHECK(reinterpret_cast<uintptr_t>(each->const_data_ptr()) % 16 == 0,
-                "the caches are not aligned to 16 bytes");
+                "memory is not aligned to 16 bytes");
   }
+  TORCH_CHECK((row | q.stride(1)) * q.itemsize() % 16 == 0, "queries are not aligned to 16 bytes");
   check_indices(q, table, B);
   check_indices(q, length, B);
   TORCH_CHECK(table.dim() == 2 && length.dim() == 1, "table is [B, blocks], length is [B]");
@@ -161,7 +163,7 @@ at::Tensor paged_decode(const at::Tensor& q, const at::Tensor& k, const at::Tens
                             length.const_data_ptr<int64_t>(),
                             nullptr,
                             static_cast<unsigned*>(counters.mutable_data_ptr()),
-                            q.stride(0),
+                            row,
                             q.stride(1),
                             static_cast<int>(B),
                             static_cast<int>(H),
