@@ -140,30 +140,37 @@ def test_a_model_whose_heads_the_kernel_does_not_take_runs_without_graphs(
 
 
 @pytest.mark.parametrize("backend", [KernelPagedAttention, TorchPagedAttention])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
-def test_logits_of_a_ragged_batch_are_near_float64(
-    backend: type[TorchPagedAttention], dtype: torch.dtype, tolerance: float
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-5), (torch.bfloat16, 4e-2), (torch.float16, 1e-2)],
+)
+@pytest.mark.parametrize("chunk", [500, 37])  # prompts at once, or in chunks behind others
+def test_logits_of_ragged_batches_are_near_float64(
+    backend: type[TorchPagedAttention], dtype: torch.dtype, tolerance: float, chunk: int
 ) -> None:
-    lengths, generator = [1, 40, 17, 300], torch.Generator().manual_seed(0)
-    ids = [torch.randint(0, 256, (n,), generator=generator) for n in lengths]
+    lengths, generator = [1, 40, 17, 300, 38], torch.Generator().manual_seed(0)
+    ids = [torch.randint(0, 256, (n + 1,), generator=generator) for n in lengths]
     results = []
     for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
         model = load_model("dummy", kind, device).model
         make = TorchPagedAttention if device == "cpu" else backend
         attention = make(model.config, 100, 16, kind, model.device)
         attention.kv.fill_(torch.nan)
-        tables, free = [], list(range(100))
-        for n in lengths:
-            tables.append([free.pop() for _ in range(-(-(n + 1) // 16))])
-        flat = torch.cat(ids)
-        positions = torch.cat([torch.arange(n) for n in lengths])
-        prefill = attention.plan([Span(0, n, t) for n, t in zip(lengths, tables, strict=True)])
-        rows = torch.arange(len(flat)).to(device)
-        first = model.forward(flat.to(device), positions.to(device), rows, prefill)
-        decode = attention.plan([Span(n, 1, t) for n, t in zip(lengths, tables, strict=True)])
-        positions = torch.tensor(lengths).to(device)
-        second = model.forward(torch.arange(4).to(device), positions, None, decode)
-        results.append(torch.cat([first, second]).double().cpu())
+        free = list(range(100))
+        tables = [[free.pop() for _ in range(-(-(n + 1) // 16))] for n in lengths]
+        logits = []
+        for start in (*range(0, max(lengths), chunk), None):  # None: the token after the prompt
+            spans, tokens, positions = [], [], []
+            for n, own, table in zip(lengths, ids, tables, strict=True):
+                first = n if start is None else start
+                count = 1 if start is None else min(chunk, n - first)
+                if count > 0:
+                    spans.append(Span(first, count, table))
+                    tokens.append(own[first : first + count])
+                    positions.append(torch.arange(first, first + count))
+            flat, where = (torch.cat(each).to(device) for each in (tokens, positions))
+            logits.append(model.forward(flat, where, None, attention.plan(spans)))
+        results.append(torch.cat(logits).double().cpu())
     expected, got = results
     error = ((got - expected).norm() / expected.norm()).item()
     assert error < tolerance  # also false for NaN

@@ -2,19 +2,24 @@
 
 Torch's operators need a batch's keys and values side by side: they would copy the whole context of
 every sequence in every layer of every step. Prefill chunks, which reuse what they gather for many
-tokens, stay with torch. See csrc/paged_decode.cpp and csrc/cuda/paged_decode.cu.
+tokens, stay with torch: on a GPU, in 16 bits, all of a step's in one call of FlashAttention (Dao
+2023), which takes sequences of unlike lengths end to end; else one by one.
+
+See csrc/paged_decode.cpp and csrc/cuda/paged_decode.cu.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from mini_llm_server.model.attention.base import LayerAttention, Span
 from mini_llm_server.model.attention.torch_paged import Attend, TorchPagedAttention, block_tables
+from mini_llm_server.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,25 @@ class Decodes:
 
 
 class KernelPagedAttention(TorchPagedAttention):
-    """Torch's backend with another way to attend decodes: all in one call, of any lengths.
+    """Torch's backend with other ways to attend: all decodes, of any lengths, in one call.
 
-    Needs `kernels.have` and, on a GPU, `supports`.
+    On a GPU in 16 bits also all prefill chunks. Needs `kernels.have` and, on a GPU, `supports`.
     """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(config, num_blocks, block_size, dtype, device)
+        self._has_flash = (
+            device.type == "cuda"
+            and dtype in (torch.float16, torch.bfloat16)
+            and torch.cuda.get_device_capability(device) >= (8, 0)
+        )
 
     @staticmethod
     def supports(head_dim: int) -> bool:
@@ -62,13 +82,50 @@ class KernelPagedAttention(TorchPagedAttention):
             super()._write(layer, slots, k_NKD, v_NKD)
 
     def _share_batch(self, first: Span, span: Span) -> bool:
-        return first.num_tokens == span.num_tokens == 1
+        if first.num_tokens == 1 or span.num_tokens == 1:
+            return first.num_tokens == span.num_tokens
+        return self._has_flash
 
     def _attend(self, spans: Sequence[Span]) -> Attend:
-        if spans[0].num_tokens > 1:
-            return super()._attend(spans)
-        lengths = torch.tensor([span.context_len for span in spans], device=self.device)
-        return self._decode(lengths, block_tables(spans).to(self.device))
+        if spans[0].num_tokens == 1:
+            lengths = torch.tensor([span.context_len for span in spans], device=self.device)
+            return self._decode(lengths, block_tables(spans).to(self.device))
+        return self._prefill(spans) if self._has_flash else super()._attend(spans)
+
+    def _prefill(self, spans: Sequence[Span]) -> Attend:
+        """Plan the attention of chunks of unlike lengths: queries and contexts lie end to end."""
+        queries = [span.num_tokens for span in spans]
+        contexts = [span.context_len for span in spans]
+        slots = torch.cat([self._slots(span) for span in spans]).to(self.device)
+        query_ends, context_ends = (
+            torch.tensor([0, *accumulate(each)], dtype=torch.int32, device=self.device)
+            for each in (queries, contexts)
+        )
+
+        def attend(q_NHD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> Tensor:
+            # Not a public face of torch: the public one, torch.nn.attention.varlen, differs from
+            # version to version. Causal: a chunk's last query sees all of its context, the one
+            # before it all but the last token, and so on.
+            out: Tensor = torch.ops.aten._flash_attention_forward(
+                q_NHD,
+                k_SKD.index_select(0, slots),
+                v_SKD.index_select(0, slots),
+                query_ends,
+                context_ends,
+                max(queries),
+                max(contexts),
+                dropout_p=0.0,
+                is_causal=True,
+                return_debug_mask=False,
+            )[0]
+            return out.flatten(1)
+
+        return attend
+
+    def _slots(self, span: Span) -> Tensor:
+        """Return the slots [context_len] of a span's context, in order."""
+        first = torch.tensor(span.block_table)[:, None] * self.block_size
+        return (first + torch.arange(self.block_size)).flatten()[: span.context_len]
 
     def _decode(self, lengths: Tensor, table: Tensor) -> Attend:
         size, scale = self.block_size, self.config.head_dim**-0.5
