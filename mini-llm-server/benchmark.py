@@ -118,7 +118,8 @@ def loads_for(device: str, quick: bool) -> list[Load]:
         return [
             Load(1, (128, 128), fixed, clients=1, rounds=3, fifo_rounds=3, transformers=True),
             Load(32, (128, 128), fixed, clients=32, rounds=3, transformers=True),
-            *(Load(n, rate=rate, **mixed) for n, rate in ((20, 1), (30, 4), (60, 16))),
+            Load(256, (128, 128), fixed, clients=128, rounds=3),
+            *(Load(n, rate=rate, **mixed) for n, rate in ((20, 4), (60, 16), (200, 64))),
         ]
     if quick:
         return [
@@ -138,9 +139,10 @@ def serve_options(scheduler: str, model: str, loads: Sequence[Load]) -> list[str
     seqs = max(load.clients or load.requests for load in loads)
     tokens = max(load.prompt[1] + load.output[1] for load in loads)
     blocks = seqs * (-(-tokens // BLOCK_SIZE) + 1)
+    budget = max(512, 16 * seqs)  # tokens of a step: some prompts besides the decodes
     return ["--model", model, "--scheduler", scheduler, "--max-num-seqs", str(seqs),
             "--block-size", str(BLOCK_SIZE), "--num-blocks", str(blocks),
-            "--max-num-batched-tokens", str(max(512, seqs)), "--no-prefix-caching"]  # fmt: skip
+            "--max-num-batched-tokens", str(budget), "--no-prefix-caching"]  # fmt: skip
 
 
 def health(target: Target) -> dict[str, Any]:
