@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cuda_matmul_f32
 import pytest
+import torch
 from cuda_matmul_f32 import _build, build_info
 
 CSRC = Path(cuda_matmul_f32.__file__).parent / "csrc"
@@ -68,16 +69,26 @@ def test_a_lock_left_by_a_killed_build_does_not_hang_the_next(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "built"),
+    ("chosen", "gpus", "built"),
     [
-        ("8.0;8.6", "8.0;8.6"),
-        ("8.0 9.0+PTX", "8.0 9.0a+PTX"),
-        ("9.0a;10.0", "9.0a;10.0"),
-        ("Ampere;Hopper", "Ampere;9.0a"),
+        ("", [], "8.0;8.6;8.9;9.0a"),
+        ("", [(9, 0), (8, 6), (9, 0)], "8.6;9.0a"),
+        ("8.0;8.6", [], "8.0;8.6"),
+        ("8.0 9.0+PTX", [(9, 0)], "8.0 9.0a+PTX"),
+        ("9.0a;10.0", [], "9.0a;10.0"),
+        ("Ampere;Hopper", [], "Ampere;9.0a"),
+        # Its PTX would run there without what this package's kernels rely on.
+        ("7.5 8.6+PTX", [(9, 0)], "7.5 8.6+PTX;9.0a"),
+        ("9.0+PTX", [(10, 0)], "9.0a+PTX;10.0"),
     ],
 )
-def test_an_architecture_list_made_for_torch_still_unlocks_hopper(monkeypatch, chosen, built):
+def test_a_list_made_for_torch_is_built_for_hopper_and_for_the_gpus_that_are_here(
+    monkeypatch, chosen, gpus, built
+):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", chosen)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: gpus[i])
     assert _build.architectures() == built
 
 

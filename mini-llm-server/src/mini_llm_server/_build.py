@@ -95,14 +95,19 @@ def cuda_missing() -> str:
 
 def architectures() -> str:
     """Return the GPU architectures to compile for, in TORCH_CUDA_ARCH_LIST's notation."""
-    if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        # Images that come with torch set it to torch's own list, which leaves the "a" out.
-        return re.sub(r"9\.0(?!a)|Hopper", "9.0a", chosen)
-    if not torch.cuda.is_available():
-        return PORTABLE_ARCHITECTURES
-    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    visible = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    capabilities = sorted({torch.cuda.get_device_capability(i) for i in visible})
     # The "a" suffix unlocks Hopper's own instructions (TMA, wgmma, setmaxnreg).
-    return ";".join(f"{x}.{y}{'a' if (x, y) == (9, 0) else ''}" for x, y in sorted(found))
+    here = [f"{x}.{y}{'a' if (x, y) == (9, 0) else ''}" for x, y in capabilities]
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if not chosen:
+        return ";".join(here) or PORTABLE_ARCHITECTURES
+    # Images that come with torch set it to torch's own list, which leaves the "a" out, and can be
+    # older than this GPU. Its PTX would run, but without what kernels rely on where they find that
+    # GPU: a launch that overlaps the last one, and code that waits for it.
+    chosen = re.sub(r"9\.0(?!a)|Hopper", "9.0a", chosen)
+    named = re.split("[ ;]", chosen.replace("+PTX", ""))
+    return ";".join([chosen, *(each for each in here if each not in named)])
 
 
 def build() -> BuildInfo:

@@ -76,7 +76,8 @@ struct Grid {
   int shared_bytes = 0;
 };
 
-// Launches a kernel that makes the two calls above: every thread waits before all else.
+// Launches a kernel that makes the two calls above: every thread waits before all else. (In code
+// for an older GPU nothing would wait; _build.py compiles for each GPU that it sees.)
 template <class... Parameters, class... Arguments>
 cudaError_t launch_behind(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t stream,
                           Arguments... arguments) {
