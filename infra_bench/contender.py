@@ -53,11 +53,11 @@ class Contender:
         """Keep the largest error of all checks."""
         self.error = max(error, self.error or 0.0)
 
-    def sample(self, timer: Timer, turn: int) -> Any:
-        """Take a sample; return what its last call returned."""
+    def sample(self, timer: Timer, turn: int, once: bool = False) -> Any:
+        """Take a sample; return what its last call returned. See `Timer.sample`."""
         assert self.pace is not None
         start = time.perf_counter()
-        seconds, returned = timer.sample(self.pace, turn)
+        seconds, returned = timer.sample(self.pace, turn, once)
         self.spent_s += time.perf_counter() - start
         self.samples.append(seconds)
         return returned

@@ -259,7 +259,7 @@ class _Measurement:
             with each.on_trial():
                 # With the allocator's cache kept: to fill it again would take time from the sample.
                 between = examiner.poison(release=False)
-                returned = each.sample(timer, turn)
+                returned = each.sample(timer, turn, once=True)
                 del between
                 try:
                     each.saw(examiner.judge(outputs_of(returned) or ()))

@@ -33,8 +33,12 @@ class Timer(Protocol):
     def pace(self, function: Callable[..., Any]) -> Pace:
         """Warm up and calibrate."""
 
-    def sample(self, pace: Pace, turn: int) -> tuple[float, Any]:
-        """Return seconds a call, and what the last call returned."""
+    def sample(self, pace: Pace, turn: int, once: bool = False) -> tuple[float, Any]:
+        """Return seconds a call, and what the last call returned.
+
+        Args:
+            once: a sample that went wrong is not to be taken again.
+        """
 
     def last_set(self, turn: int) -> int:
         """Return which input set the last call of sample `turn` used."""
@@ -89,7 +93,7 @@ class CpuTimer:
                 return Pace(function, calls, seconds, seconds * calls)
             calls = max(2 * calls, math.ceil(SHORTEST_SAMPLE_S / max(seconds, 1e-7)))
 
-    def sample(self, pace: Pace, turn: int) -> tuple[float, Any]:
+    def sample(self, pace: Pace, turn: int, once: bool = False) -> tuple[float, Any]:
         """Return seconds a call, and what the last call returned."""
         return self._loop(pace.function, pace.calls, turn)
 

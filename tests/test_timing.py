@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infra_bench import Case, Implementation, Run, measure
+from infra_bench import Case, Implementation, Run, cuda, measure
 
 MakeCase = Callable[..., Case]
 
@@ -163,3 +163,29 @@ def test_every_run_draws_other_numbers(run: Run, product: MakeCase) -> None:
         for name in "abc"
     }
     assert len(seeds) == 3
+
+
+@pytest.mark.parametrize(
+    ("late", "once", "takes"), [(0, False, 1), (1, False, 2), (9, False, 4), (9, True, 1)]
+)
+def test_a_late_launch_is_taken_again_but_not_for_ever_and_not_where_it_is_examined(
+    monkeypatch: pytest.MonkeyPatch, late: int, once: bool, takes: int
+) -> None:
+    """With the clock of a GPU that is not here; test_timing_gpu.py has a real one."""
+    outputs: list[Tensor] = []
+
+    def timed(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[float, Tensor, bool]:
+        outputs.append(function(*inputs))
+        return len(outputs) * 1.0, outputs[-1], len(outputs) <= late
+
+    monkeypatch.setattr(cuda, "_timed", timed)
+    flush = cuda.Flush.__new__(cuda.Flush)
+    flush.buffer, flush.seconds = torch.zeros(4), 1.0
+    befores: list[int] = []
+    x = torch.ones(2)
+    seconds, returned = flush.timed(lambda x: x + 1, x, before=lambda: befores.append(1), once=once)
+    assert (seconds, len(outputs), len(befores)) == (takes, takes, takes)
+    assert returned is outputs[-1]
+    assert torch.equal(returned, torch.full((2,), 2.0))
+    assert all(output.isnan().all() for output in outputs[:-1])  # no later one can return these
+    assert torch.equal(x, torch.ones(2))

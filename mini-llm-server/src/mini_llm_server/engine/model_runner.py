@@ -28,7 +28,7 @@ class StepInputs:
     """A step, ready to run.
 
     Attributes:
-        forward: gives the logits [S, vocab]; once.
+        forward: gives the logits [S, vocab]; to be called once.
         copies: (from, to) blocks of the KV cache, to be copied first.
         sampling: the requests of the S rows.
     """
@@ -56,7 +56,8 @@ class ModelRunner:
             max_model_len: most tokens of a sequence.
         """
         if self.model.device.type == "cuda" and isinstance(self.attention, KernelPagedAttention):
-            max_blocks = -(-max_model_len // self.attention.block_size)
+            pool = self.attention.kv.shape[2] // self.attention.block_size
+            max_blocks = min(pool, -(-max_model_len // self.attention.block_size))
             self._graphs = DecodeGraphs(self.model, self.attention, max_num_seqs, max_blocks)
 
     def prepare(self, chunks: Sequence[Chunk]) -> StepInputs:

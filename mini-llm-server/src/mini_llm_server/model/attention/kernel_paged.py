@@ -21,6 +21,10 @@ from mini_llm_server.model.attention.base import LayerAttention, Span
 from mini_llm_server.model.attention.torch_paged import Attend, TorchPagedAttention, block_tables
 from mini_llm_server.model.config import ModelConfig
 
+# Tokens whose keys and values a call for several prompts copies side by side. Prompts that share
+# blocks may together be longer than the cache is, and the copy has to find room beside it.
+_MOST_GATHERED = 1 << 16
+
 
 @dataclass(frozen=True)
 class Decodes:
@@ -58,6 +62,7 @@ class KernelPagedAttention(TorchPagedAttention):
             device.type == "cuda"
             and dtype in (torch.float16, torch.bfloat16)
             and torch.cuda.get_device_capability(device) >= (8, 0)
+            and torch.backends.cuda.is_flash_attention_available()
         )
 
     @staticmethod
@@ -81,10 +86,11 @@ class KernelPagedAttention(TorchPagedAttention):
         else:
             super()._write(layer, slots, k_NKD, v_NKD)
 
-    def _share_batch(self, first: Span, span: Span) -> bool:
-        if first.num_tokens == 1 or span.num_tokens == 1:
-            return first.num_tokens == span.num_tokens
-        return self._has_flash
+    def _joins(self, batch: Sequence[Span], span: Span) -> bool:
+        if batch[0].num_tokens == 1 or span.num_tokens == 1:
+            return batch[0].num_tokens == span.num_tokens
+        gathered = sum(each.context_len for each in batch)
+        return self._has_flash and gathered + span.context_len <= _MOST_GATHERED
 
     def _attend(self, spans: Sequence[Span]) -> Attend:
         if spans[0].num_tokens == 1:

@@ -87,15 +87,16 @@ class TorchPagedAttention:
         batches: list[Sequence[Span]] = []
         first = 0
         for i in range(1, len(spans) + 1):
-            if i == len(spans) or not self._share_batch(spans[first], spans[i]):
+            if i == len(spans) or not self._joins(spans[first:i], spans[i]):
                 batches.append(spans[first:i])
                 first = i
         return batches
 
-    def _share_batch(self, first: Span, span: Span) -> bool:
-        if first.num_tokens > 1 or span.num_tokens > 1:
+    def _joins(self, batch: Sequence[Span], span: Span) -> bool:
+        """Return whether the span is attended together with those before it."""
+        if batch[0].num_tokens > 1 or span.num_tokens > 1:
             return False
-        short, long = sorted((first.context_len, span.context_len))
+        short, long = sorted((batch[0].context_len, span.context_len))
         return long <= max(_SHORT, 2 * short)
 
     def _written(self, spans: Sequence[Span]) -> Tensor:
