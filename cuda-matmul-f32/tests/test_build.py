@@ -73,13 +73,22 @@ def test_a_lock_left_by_a_killed_build_does_not_hang_the_next(tmp_path):
     [
         ("", [], "8.0;8.6;8.9;9.0a"),
         ("", [(9, 0), (8, 6), (9, 0)], "8.6;9.0a"),
+        ("native", [(9, 0)], "9.0a"),
         ("8.0;8.6", [], "8.0;8.6"),
         ("8.0 9.0+PTX", [(9, 0)], "8.0 9.0a+PTX"),
         ("9.0a;10.0", [], "9.0a;10.0"),
         ("Ampere;Hopper", [], "Ampere;9.0a"),
         # Its PTX would run there without what this package's kernels rely on.
-        ("7.5 8.6+PTX", [(9, 0)], "7.5 8.6+PTX;9.0a"),
-        ("9.0+PTX", [(10, 0)], "9.0a+PTX;10.0"),
+        ("8.0 8.6+PTX", [(9, 0)], "8.0 8.6+PTX;9.0a"),
+        ("Ampere", [(9, 0), (8, 6)], "Ampere;9.0a"),
+        ("9.0+PTX", [(10, 0)], "9.0a+PTX;10.0"),  # 9.0a's runs nowhere else
+        # What an older GPU lacks it does not show, so that its code is as good here.
+        ("8.0", [(8, 6), (7, 5)], "8.0"),
+        # Covered already.
+        ("8.0;12.0+PTX", [(12, 1)], "8.0;12.0+PTX"),
+        ("10.0", [(10, 3)], "10.0"),
+        ("10.0a", [(10, 3)], "10.0a;10.3"),
+        ("Blackwell", [(10, 0)], "Blackwell"),
     ],
 )
 def test_a_list_made_for_torch_is_built_for_hopper_and_for_the_gpus_that_are_here(

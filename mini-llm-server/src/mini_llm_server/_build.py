@@ -96,18 +96,35 @@ def cuda_missing() -> str:
 def architectures() -> str:
     """Return the GPU architectures to compile for, in TORCH_CUDA_ARCH_LIST's notation."""
     visible = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    capabilities = sorted({torch.cuda.get_device_capability(i) for i in visible})
-    # The "a" suffix unlocks Hopper's own instructions (TMA, wgmma, setmaxnreg).
-    here = [f"{x}.{y}{'a' if (x, y) == (9, 0) else ''}" for x, y in capabilities]
-    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    if not chosen:
-        return ";".join(here) or PORTABLE_ARCHITECTURES
-    # Images that come with torch set it to torch's own list, which leaves the "a" out, and can be
-    # older than this GPU. Its PTX would run, but without what kernels rely on where they find that
-    # GPU: a launch that overlaps the last one, and code that waits for it.
+    here = sorted({torch.cuda.get_device_capability(i) for i in visible})
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST", "native")
+    if chosen in ("", "native"):
+        return ";".join(map(_notation, here)) or PORTABLE_ARCHITECTURES
+    # Images that come with torch set it to torch's own list, which leaves the "a" out, and may be
+    # older than this GPU. PTX for an older one runs here, but from Hopper on without what kernels
+    # rely on where they find that GPU: launched before the last kernel has ended, they wait for it.
     chosen = re.sub(r"9\.0(?!a)|Hopper", "9.0a", chosen)
-    named = re.split("[ ;]", chosen.replace("+PTX", ""))
-    return ";".join([chosen, *(each for each in here if each not in named)])
+    named = re.split("[ ;]+", chosen)
+    left = [gpu for gpu in here if gpu >= (9, 0) and not any(_covers(each, gpu) for each in named)]
+    return ";".join([chosen, *map(_notation, left)])
+
+
+def _notation(gpu: tuple[int, int]) -> str:
+    # The "a" suffix unlocks Hopper's own instructions (TMA, wgmma, setmaxnreg).
+    return "9.0a" if gpu == (9, 0) else f"{gpu[0]}.{gpu[1]}"
+
+
+def _covers(named: str, gpu: tuple[int, int]) -> bool:
+    """Say whether code for an entry of such a list is made for a GPU from 9.0 on, or as good."""
+    entry = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", named)
+    if entry is None:
+        return named == "Blackwell"
+    made_for = int(entry[1]), int(entry[2])
+    if entry[3] == "a":
+        return made_for == gpu
+    if entry[4] and made_for >= (9, 0):
+        return made_for <= gpu
+    return made_for[0] == gpu[0] and made_for <= gpu
 
 
 def build() -> BuildInfo:
