@@ -25,6 +25,17 @@ if extension.is_available:
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
+@pytest.mark.skipif(not extension.is_available, reason="no C++ compiler")
+def test_prompts_are_attended_together_up_to_a_bound() -> None:
+    """On a GPU; here only how the spans are divided, which is the same code."""
+    attention = KernelPagedAttention(config_of(2, 1, 8), 4, 16, torch.float32, torch.device("cpu"))
+    spans = [Span(0, 1, []), *(Span(start, 9, []) for start in (0, 40_000, 25_000, 70_000, 5))]
+    attention._has_flash = True
+    assert [len(batch) for batch in attention._batches(spans)] == [1, 3, 1, 1]
+    attention._has_flash = False
+    assert [len(batch) for batch in attention._batches(spans)] == [1] * 6
+
+
 def config_of(heads: int, kv_heads: int, head_dim: int) -> ModelConfig:
     return ModelConfig(10, 16, 16, 2, heads, kv_heads, head_dim, 4096)
 

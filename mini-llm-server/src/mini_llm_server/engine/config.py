@@ -27,7 +27,7 @@ class EngineConfig:
         prefix_caching: keep the blocks of ended requests, and start a request whose prompt
             begins like an earlier one from there.
         cuda_graphs: on a GPU with our kernels, capture the steps that only decode as CUDA graphs
-            when the engine is built; takes some seconds and some memory.
+            when the engine is built; takes some memory, and for a large model some seconds.
         priority_steps: a step of priority weighs as much as having arrived this many steps
             earlier.
         dtype: of weights and cache, for `Engine.load`; None chooses by device.

@@ -32,7 +32,7 @@ _PADDING = [[0], [0], [-1], [0]]  # a token that is written nowhere and attends 
 def batch_sizes(most: int) -> list[int]:
     """Return the sizes to capture: 1, 2, 4, 8, then powers of two and their halfway points.
 
-    Padding costs a step little while it is bound by reading weights, so a third more is no harm.
+    Padding costs a step little while it is bound by reading weights.
     """
     sizes, size = [], 1
     while size < most:

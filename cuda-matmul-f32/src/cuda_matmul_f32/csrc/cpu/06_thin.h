@@ -4,9 +4,8 @@
 //   two operations on each value of the matrix, so reading it once is all the time there should be;
 //   rung 5 reads it, writes it in another order, reads it again, and computes a whole register tile
 //   of outputs of which it keeps one row or column. Whatever is not thin goes to rung 5.
-// Leaves: layouts in which neither the rows of B nor both operands along K are adjacent, which
-// still
-//   go through rung 5; and the time that memory takes.
+// Leaves: layouts in which neither the rows of B nor both operands along K are adjacent, which go
+//   through rung 5 still; and the time that memory takes.
 #pragma once
 
 #include <ATen/Parallel.h>

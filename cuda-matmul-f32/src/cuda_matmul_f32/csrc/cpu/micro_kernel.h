@@ -1,4 +1,4 @@
-// The register tile of CPU rungs 4 and 5: kRows x kCols outputs held in vector registers.
+// The register tile of CPU rungs 4 to 6: kRows x kCols outputs held in vector registers.
 //
 // Per step of k it loads kCols values of B (as kVectors vectors) and kRows values of A, and does
 // kRows x kVectors vector FMAs on them: with AVX-512 that is 28 FMAs for 16 loads and no store,
@@ -39,9 +39,13 @@ inline Vector load(const float* from) {
 // they meet an Inf, is in outputs beyond the edge, which are not stored.
 inline void micro_kernel(const float* a, const float* b, int64_t depth, float* c, int64_t c_stride,
                          int64_t rows, int64_t cols, bool accumulate) {
-  // C's tile is asked for now, so that it is there when the sums are.
-  for (int i = 0; i < kRows; ++i) {
-    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(c + i * c_stride + v * kVectorFloats, 1);
+  const bool is_whole = rows >= kRows && cols >= kCols;
+  if (is_whole) {  // C's tile is asked for now, so that it is there when the sums are
+    for (int i = 0; i < kRows; ++i) {
+      for (int v = 0; v < kVectors; ++v) {
+        __builtin_prefetch(c + i * c_stride + v * kVectorFloats, 1);
+      }
+    }
   }
   Vector sum[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k, a += kRows, b += kCols) {
@@ -52,7 +56,7 @@ inline void micro_kernel(const float* a, const float* b, int64_t depth, float* c
     }
   }
 
-  if (rows >= kRows && cols >= kCols) {
+  if (is_whole) {
     for (int i = 0; i < kRows; ++i) {
       for (int v = 0; v < kVectors; ++v) {
         float* to = c + i * c_stride + v * kVectorFloats;

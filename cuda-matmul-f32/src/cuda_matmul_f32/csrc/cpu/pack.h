@@ -1,4 +1,4 @@
-// Packing for CPU rungs 4 and 5: copy a block of A or B into the order in which the micro-kernel
+// Packing for CPU rungs 4 to 6: copy a block of A or B into the order in which the micro-kernel
 // reads it, so that its reads are one sequential stream whatever the matrix's strides were.
 #pragma once
 

@@ -13,8 +13,8 @@
 // Little's law says how much must be asked for at once: 3.35 TB/s of an H100 times some 0.8 us of
 // latency is 2.7 MB, 20 KB for each of 132 multiprocessors. A block asks for a whole tile of keys
 // and one of values, 16 KB each, before it uses the first; cp.async needs no registers for them.
-// Four or more such blocks fit on a multiprocessor, so that enough is on its way even while most of
-// them compute.
+// Four or more such blocks fit on an H100's multiprocessor (two on those with 100 KB of shared
+// memory), so that enough is on its way even while most of them compute.
 //
 // The grid is as large as the GPU and finds its work in the lengths, on the device: the same launch
 // serves any lengths, as a CUDA graph's has to, and costs nothing for contexts that are not there.
