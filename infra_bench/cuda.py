@@ -56,20 +56,19 @@ class Flush:
             once: take it as it comes. A second take finds the contents of the first, whose answer
                 a cheat may have kept; so no take that is examined may be one.
         """
-        for _ in range(0 if once else MOST_TAKES - 1):
+        left = 1 if once else MOST_TAKES
+        while True:
             before()
             self.write(lead_s)
             seconds, returned, is_late = _timed(function, *inputs)
-            if not is_late:
+            left -= 1
+            if left == 0 or not is_late:
                 return seconds, returned
             outputs = outputs_of(returned) or ()
             if not share_memory(outputs, inputs):
                 spoil(outputs)
             del returned, outputs
             lead_s = 2 * max(lead_s, self.seconds)
-        before()
-        self.write(lead_s)
-        return _timed(function, *inputs)[:2]
 
     def _time(self) -> float:
         return max(timed(self.buffer.zero_)[0], 1e-6)

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from infra_bench.cuda import MOST_TAKES, EventTimer, Flush
 from infra_bench.timing import InputSets
 
 pytestmark = pytest.mark.gpu
 
 
 def test_a_late_launch_is_taken_again() -> None:
-    from infra_bench.cuda import EventTimer, Flush
-
     calls = late = 0
 
     def double(x: Tensor) -> Tensor:
@@ -35,8 +34,6 @@ def test_a_late_launch_is_taken_again() -> None:
 
 
 def test_a_call_that_waits_for_the_gpu_is_taken_a_few_times_only() -> None:
-    from infra_bench.cuda import MOST_TAKES, EventTimer, Flush
-
     calls = 0
 
     def waiting(x: Tensor) -> Tensor:
