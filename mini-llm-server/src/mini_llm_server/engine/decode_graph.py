@@ -114,11 +114,8 @@ class DecodeGraphs:
 
     def _fill(self, size: int, token_ids: Sequence[int], spans: Sequence[Span]) -> int:
         """Write a step's inputs, padded to `size` sequences; return how many numbers matter."""
-        count, block_size = len(spans), self._attention.block_size
-        slots = []
-        for span in spans:
-            block, offset = divmod(span.start, block_size)
-            slots.append(span.block_table[block] * block_size + offset)
+        count = len(spans)
+        slots = self._attention.written(spans)
         starts = [span.start for span in spans]
         lengths = [span.context_len for span in spans]
         self._columns[:, :count] = [token_ids, starts, slots, lengths]

@@ -14,7 +14,12 @@ from mini_llm_server.engine.decode_graph import DecodeGraphs
 from mini_llm_server.engine.kv_cache import Copy
 from mini_llm_server.engine.request import Request
 from mini_llm_server.engine.scheduler import Chunk
-from mini_llm_server.model.attention import KernelPagedAttention, Span, make_attention
+from mini_llm_server.model.attention import (
+    KernelPagedAttention,
+    LayerAttention,
+    Span,
+    make_attention,
+)
 from mini_llm_server.model.transformer import Llama
 
 # All that torch's attention may use but cuDNN, which it prefers on Hopper GPUs: cuDNN makes a plan
@@ -83,7 +88,7 @@ class ModelRunner:
             return StepInputs(partial(self._graphs.run, token_ids, spans), copies, sampling)
         device = self.model.device
         forward = partial(
-            self.model.forward,
+            self._launch,
             torch.tensor(token_ids, device=device),
             torch.tensor(positions, device=device),
             torch.tensor(rows, dtype=torch.int64, device=device),
@@ -95,5 +100,10 @@ class ModelRunner:
         """Return the logits [S, vocab], in memory that the next step may overwrite."""
         if inputs.copies:
             self.attention.copy_blocks(inputs.copies)
+        return inputs.forward()
+
+    def _launch(
+        self, token_ids: Tensor, positions: Tensor, rows: Tensor, attend: LayerAttention
+    ) -> Tensor:
         with sdpa_kernel(_ATTENTION_KERNELS):
-            return inputs.forward()
+            return self.model.forward(token_ids, positions, rows, attend)

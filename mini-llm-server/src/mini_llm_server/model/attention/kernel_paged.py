@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from mini_llm_server.model.attention.base import LayerAttention, Span
 from mini_llm_server.model.attention.torch_paged import Attend, TorchPagedAttention, block_tables
-from mini_llm_server.model.config import ModelConfig
 
 # Tokens whose keys and values a call for several prompts copies side by side. Prompts that share
 # blocks may together be longer than the cache is, and the copy has to find room beside it.
@@ -49,19 +49,12 @@ class KernelPagedAttention(TorchPagedAttention):
     On a GPU in 16 bits also all prefill chunks. Needs `kernels.have` and, on a GPU, `supports`.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        super().__init__(config, num_blocks, block_size, dtype, device)
-        self._has_flash = (
-            device.type == "cuda"
-            and dtype in (torch.float16, torch.bfloat16)
-            and torch.cuda.get_device_capability(device) >= (8, 0)
+    @cached_property
+    def _has_flash(self) -> bool:
+        return (
+            self.device.type == "cuda"
+            and self.kv.dtype in (torch.float16, torch.bfloat16)
+            and torch.cuda.get_device_capability(self.device) >= (8, 0)
             and torch.backends.cuda.is_flash_attention_available()
         )
 

@@ -63,7 +63,7 @@ class TorchPagedAttention:
         for batch in self._batches(spans):
             parts.append((sum(span.num_tokens for span in batch), self._attend(batch)))
         counts = [count for count, _ in parts]
-        written = self._written(spans)
+        written = torch.tensor(self.written(spans), device=self.device)
 
         def attend(layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
             self._write(layer, written, k_NKD, v_NKD)
@@ -99,7 +99,7 @@ class TorchPagedAttention:
         short, long = sorted((batch[0].context_len, span.context_len))
         return long <= max(_SHORT, 2 * short)
 
-    def _written(self, spans: Sequence[Span]) -> Tensor:
+    def written(self, spans: Sequence[Span]) -> list[int]:
         """Return the slot [N] that each of the step's tokens is written to."""
         # Plain Python: each of torch's operators lets go of the interpreter's lock, and a busy
         # event loop gives it back late.
@@ -113,7 +113,7 @@ class TorchPagedAttention:
                 first = span.block_table[block] * size + offset
                 slots += range(first, first + count)
                 position += count
-        return torch.tensor(slots, device=self.device)
+        return slots
 
     def _attend(self, spans: Sequence[Span]) -> Attend:
         """Plan the attention of a batch: B sequences of T query tokens each."""
