@@ -129,7 +129,7 @@ def test_a_wheel_built_without_a_gpu_runs_on_newer_ones(chosen, tmp_path):
     command = [sys.executable, "setup.py", "--version"]  # writes what would be built
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     facts = json.loads((tmp_path / "src/custom_gelu_ext/_built.json").read_text())
-    assert doctor._covers(facts["architectures"], 12, 0) == (chosen == "")
+    assert _build.covers(facts["architectures"], (12, 0)) == (chosen == "")
 
 
 EVERY_KERNEL = """
@@ -240,6 +240,7 @@ def test_the_doctor_without_a_compiler(tmp_path):
         ("8.0", (9, 0), False),
         ("8.0+PTX", (9, 0), True),
         ("9.0a", (10, 0), False),
+        ("9.0a+PTX", (10, 0), False),  # PTX with the "a" is for that one GPU as well
         ("", (9, 0), False),
         ("Ampere", (8, 6), True),
         ("Ampere;9.0a", (12, 0), True),  # the names stand for PTX too
@@ -247,4 +248,4 @@ def test_the_doctor_without_a_compiler(tmp_path):
     ],
 )
 def test_which_gpus_a_build_covers(architectures, capability, covered):
-    assert doctor._covers(architectures, *capability) == covered
+    assert _build.covers(architectures, capability) == covered

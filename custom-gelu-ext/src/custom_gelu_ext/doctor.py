@@ -14,14 +14,6 @@ import torch
 
 from custom_gelu_ext import _ahead, _build
 
-# What torch takes the names in TORCH_CUDA_ARCH_LIST for; _build.py has made 9.0a of Hopper.
-NAMED = {
-    "Turing": "7.5+PTX",
-    "Ampere": "8.0;8.6+PTX",
-    "Ada": "8.9+PTX",
-    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
-}
-
 
 def main() -> int:
     """Print the findings; return the exit status."""
@@ -45,7 +37,7 @@ def main() -> int:
     for index in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(index)
         major, minor = torch.cuda.get_device_capability(index)
-        built = info.cuda and _covers(info.architectures, major, minor)
+        built = info.cuda and _build.covers(info.architectures, (major, minor))
         why = info.missing or f"built for {info.architectures}, this is {major}.{minor}"
         healthy &= verdict(f"GPU {index}", torch.device("cuda", index), built, why, name)
     if torch.cuda.device_count() == 0:
@@ -73,24 +65,6 @@ def verdict(name: str, device: torch.device, built: bool, missing: str, label: s
     right = abs(float(y[0]) / -4.976769e-15 - 1) < 1e-5 and abs(float(y[1]) - 1.9544997) < 1e-6
     line(name, f"{label}our kernels run" if right else f"{label}WRONG RESULT: {y.tolist()}")
     return right
-
-
-def _covers(architectures: str, major: int, minor: int) -> bool:
-    """Whether machine code for one of the architectures runs on a GPU of this capability."""
-    for name, numbers in NAMED.items():
-        architectures = architectures.replace(name, numbers)
-    for each in architectures.replace(" ", ";").split(";"):
-        number = each.removesuffix("+PTX").rstrip("af")
-        if not number.replace(".", "").isdigit():
-            continue
-        built_major, built_minor = (int(part) for part in number.split("."))
-        if each.endswith("+PTX") and (built_major, built_minor) <= (major, minor):
-            return True
-        exact = "a" in each
-        fits = minor == built_minor if exact else minor >= built_minor
-        if built_major == major and fits:
-            return True
-    return False
 
 
 def _version_of(distribution: str) -> str:

@@ -37,6 +37,13 @@ CSRC = PACKAGE / "csrc"
 # Built when no GPU is visible (a container build): one library for Ampere, Ada and Hopper. A newer
 # GPU is built for where it is visible, or named in TORCH_CUDA_ARCH_LIST.
 PORTABLE_ARCHITECTURES = "8.0;8.6;8.9;9.0a"
+# What torch takes the names in TORCH_CUDA_ARCH_LIST for; of Hopper we make 9.0a.
+NAMED = {
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+}
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,7 @@ def architectures() -> str:
     # older than this GPU. PTX for an older one runs here, but from Hopper on without what kernels
     # rely on where they find that GPU: launched before the last kernel has ended, they wait for it.
     chosen = re.sub(r"9\.0(?!a)|Hopper", "9.0a", chosen)
-    named = re.split("[ ;]+", chosen)
-    left = [gpu for gpu in here if gpu >= (9, 0) and not any(_covers(each, gpu) for each in named)]
+    left = [gpu for gpu in here if gpu >= (9, 0) and not covers(chosen, gpu, oldest_ptx=(9, 0))]
     return ";".join([chosen, *map(_notation, left)])
 
 
@@ -114,17 +120,28 @@ def _notation(gpu: tuple[int, int]) -> str:
     return "9.0a" if gpu == (9, 0) else f"{gpu[0]}.{gpu[1]}"
 
 
-def _covers(named: str, gpu: tuple[int, int]) -> bool:
-    """Say whether code for an entry of such a list is made for a GPU from 9.0 on, or as good."""
-    entry = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", named)
-    if entry is None:
-        return named == "Blackwell"
-    made_for = int(entry[1]), int(entry[2])
-    if entry[3] == "a":
-        return made_for == gpu
-    if entry[4] and made_for >= (9, 0):
-        return made_for <= gpu
-    return made_for[0] == gpu[0] and made_for <= gpu
+def covers(architectures: str, gpu: tuple[int, int], oldest_ptx: tuple[int, int] = (0, 0)) -> bool:
+    """Say whether code for one of the architectures runs on a GPU of this compute capability.
+
+    Args:
+        architectures: in TORCH_CUDA_ARCH_LIST's notation.
+        oldest_ptx: PTX for an older one does not count.
+    """
+    for name, numbers in NAMED.items():
+        architectures = architectures.replace(name, numbers)
+    for each in re.split("[ ;]+", architectures):
+        entry = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", each)
+        if entry is None:
+            continue
+        made_for = int(entry[1]), int(entry[2])
+        if entry[3] == "a":  # for that one alone, its PTX too
+            fits = made_for == gpu
+        else:
+            by_ptx = entry[4] is not None and made_for >= oldest_ptx
+            fits = made_for <= gpu and (made_for[0] == gpu[0] or by_ptx)
+        if fits:
+            return True
+    return False
 
 
 def build() -> BuildInfo:
